@@ -1,0 +1,302 @@
+"""Image data, real and synthetic: loaded, checked once, split with a seed.
+
+Images are ``(N, C, H, W)`` in float32 and labels ``(N,)`` in int64. Whatever cannot be used raises a
+:class:`~pyro_equivariance.errors.DataError` of one line.
+
+The IDX format is the one of LeCun, Cortes, Burges (1998) "The MNIST database of handwritten digits".
+"""
+
+import gzip
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from .errors import DataError, OptionError
+
+NOT_BUNDLED = ("mnist", "fashion-mnist")
+IMAGES, LABELS = ("images", 3), ("labels", 1)  # the word in an IDX file's name and its number of axes
+UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Labelled images, checked on construction.
+
+    :param str name: where they come from, for tables and files of results.
+    :param Tensor images: ``(N, C, H, W)``, float32; in [0, 1], unless float images came in another scale.
+    :param Tensor labels: ``(N,)``, int64, in ``0..classes - 1``.
+    :param int classes: the number of classes.
+    :raises DataError: see :func:`check_images`.
+
+    >>> ImageData("two dots", torch.ones(2, 1, 1, 1), torch.tensor([0, 1]), classes=2)
+    ImageData('two dots', images=(2, 1, 1, 1), classes=2)
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+    def __post_init__(self) -> None:
+        check_images(self.images, self.labels, self.classes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"ImageData({self.name!r}, images={tuple(self.images.shape)}, classes={self.classes})"
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Disjoint parts of one data set, each a pair ``(images, labels)``; touch the test part once."""
+
+    train: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+    def __repr__(self) -> str:
+        sizes = (len(y) for _, y in (self.train, self.validation, self.test))
+        return "Splits(train={}, validation={}, test={})".format(*sizes)
+
+
+def check_images(images: Tensor, labels: Tensor, classes: int) -> None:
+    """Raise unless ``images`` and ``labels`` are a usable labelled data set of ``classes`` classes.
+
+    :param Tensor images: ``(N, C, H, W)``, float32, finite, not empty.
+    :param Tensor labels: ``(N,)``, int64, in ``0..classes - 1``.
+    :raises DataError: naming what was expected and what was found.
+
+    >>> check_images(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), classes=2)
+    """
+    if images.ndim != 4 or images.numel() == 0:
+        raise DataError(f"Expected images of shape (N, C, H, W), not empty; got {tuple(images.shape)}.")
+    if images.dtype != torch.float32:
+        raise DataError(f"Expected images in float32; got {images.dtype}. Consider images.float().")
+    if not torch.isfinite(images).all():
+        raise DataError("Expected finite images; got NaN or inf. Consider dropping or filling those pixels.")
+    if labels.shape != images.shape[:1]:
+        raise DataError(f"Expected one label per image, shape ({len(images)},); got {tuple(labels.shape)}.")
+    if labels.dtype != torch.int64:
+        raise DataError(f"Expected labels in int64; got {labels.dtype}. Consider labels.long().")
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high >= classes:
+        raise DataError(f"Expected labels in 0..{classes - 1} for {classes} classes; got {low}..{high}.")
+
+
+def check_square(data: ImageData, group_name: str) -> None:
+    """Raise unless the images are square, as rotations by 90° need.
+
+    :param ImageData data: the images.
+    :param str group_name: the group that acts, for the message.
+    :raises DataError: if height and width differ.
+
+    >>> check_square(synthetic(4), "C4")
+    """
+    height, width = data.images.shape[-2:]
+    if height != width:
+        raise DataError(
+            f"Expected square images for {group_name}, which rotates them by 90°; {data.name!r} has "
+            f"{height} x {width}, in (N, C, H, W) order. Consider cropping or padding them."
+        )
+
+
+def load(source: str | PathLike) -> ImageData:
+    """Load a labelled image data set.
+
+    :param source: ``"digits"`` (1,797 images of 8 x 8, bundled with scikit-learn); or a ``.npz`` file with
+        ``images``, ``(N, H, W)`` or ``(N, C, H, W)``, uint8 (divided by 255) or float (kept as it is), and
+        ``labels``, ``(N,)``; or a folder of IDX files under MNIST's names, gzipped or not, with the pairs
+        ``train-`` and ``t10k-`` joined if both are there. A folder called ``mnist`` is ``"./mnist"``.
+    :returns: the checked :class:`ImageData`; ``classes`` is the largest label plus one.
+    :raises DataError: if the source is unknown, missing, damaged or inconsistent.
+
+    >>> load("digits")
+    ImageData('digits', images=(1797, 1, 8, 8), classes=10)
+    """
+    if source == "digits":
+        return _load_digits()
+    if source in NOT_BUNDLED:
+        raise DataError(f"{source!r} is not downloaded. Consider passing the folder of its IDX files.")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _load_idx(path)
+    if path.suffix == ".npz":
+        return _load_npz(path)
+    raise DataError(f"Expected 'digits', a .npz file or a folder of IDX files; got {str(source)!r}.")
+
+
+def split(data: ImageData, train: int, validation: int, test: int | None = None, seed: int = 0) -> Splits:
+    """Split at random into disjoint parts; the same seed gives the same parts.
+
+    :param ImageData data: the images.
+    :param int train: size of the training part.
+    :param int validation: size of the part that chooses states and options.
+    :param test: size of the test part; ``None`` for all the rest.
+    :param int seed: seeds the permutation, and nothing else.
+    :raises DataError: if a part is empty or the data are too few.
+
+    >>> split(synthetic(100), train=60, validation=20)
+    Splits(train=60, validation=20, test=20)
+    """
+    rest = len(data) - train - validation
+    sizes = (train, validation, rest if test is None else test)
+    if min(sizes) < 1 or sum(sizes) > len(data):
+        raise DataError(
+            f"Expected train, validation and test parts of at least 1 image each, out of {len(data)}; "
+            f"got {sizes[0]}, {sizes[1]} and {sizes[2]}. Consider a smaller train size."
+        )
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    parts = order[: sum(sizes)].split(sizes)
+    return Splits(*((data.images[i], data.labels[i]) for i in parts))
+
+
+def synthetic(n: int, size: int = 8, classes: int = 4, channels: int = 1, seed: int = 0) -> ImageData:
+    """Synthetic images: one smooth asymmetric pattern per class, plus pixel noise of 0.1, clamped to [0, 1].
+
+    The patterns depend on the shape only, so two seeds give two samples of one problem. All classes are
+    equally frequent (up to one image), in random order.
+
+    :param int n: number of images.
+    :param int size: height and width.
+    :param int classes: number of classes.
+    :param int channels: number of channels.
+    :param int seed: seeds the order and the noise.
+
+    >>> synthetic(12, size=6)
+    ImageData('synthetic', images=(12, 1, 6, 6), classes=4)
+    """
+    for name, value in {"n": n, "size": size, "classes": classes, "channels": channels}.items():
+        if not isinstance(value, int) or value < 1:
+            raise OptionError(f"Expected {name} to be a positive integer; got {value!r}.")
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randperm(n, generator=generator) % classes
+    clean = _patterns(size, classes, channels)[labels]
+    noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32)
+    return ImageData("synthetic", (clean + 0.1 * noise).clamp(0, 1), labels, classes)
+
+
+def _patterns(size: int, classes: int, channels: int) -> Tensor:
+    """Random 4 x 4 grids interpolated to ``(classes, channels, size, size)``, each class at full contrast."""
+    generator = torch.Generator().manual_seed(91)  # of 400 seeds, the one with all poses furthest apart
+    coarse = torch.rand(classes, channels, 4, 4, generator=generator, dtype=torch.float32)
+    smooth = interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
+    low, high = smooth.amin((1, 2, 3), keepdim=True), smooth.amax((1, 2, 3), keepdim=True)
+    return (smooth - low) / (high - low).clamp_min(1e-6)
+
+
+def _load_digits() -> ImageData:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as e:
+        e.add_note('The digits come with scikit-learn: pip install "pyro-equivariance[data]"')
+        raise
+    digits = load_digits()
+    return _as_data("digits", digits.images / 16, digits.target)
+
+
+def _load_npz(path: Path) -> ImageData:
+    if not path.is_file():
+        raise DataError(f"Expected a file at {str(path)!r}; there is none.")
+    try:
+        arrays = _read_npz(path)
+    except UNREADABLE as e:
+        raise DataError(
+            f"Expected {path.name!r} to be a .npz file of numeric arrays; reading failed: {_one_line(e)}."
+        ) from e
+    missing = {"images", "labels"} - set(arrays)
+    if missing:
+        raise DataError(f"Expected arrays 'images' and 'labels' in {path.name!r}; missing {sorted(missing)}.")
+    return _as_data(path.stem, arrays["images"], arrays["labels"])
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):  # np.load would take it for a pickle
+        raise zipfile.BadZipFile("it is not a zip archive, or cut short")
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        return {key: np.asarray(file[key]) for key in ("images", "labels") if key in file}
+
+
+def _load_idx(folder: Path) -> ImageData:
+    """Join the pairs that the folder holds; a pair with one file missing is an error."""
+    pairs = [_load_pair(folder, part) for part in ("train", "t10k")]
+    found = [pair for pair in pairs if pair is not None]
+    if not found:
+        raise DataError(
+            f"Expected IDX files under MNIST's names, as train-images-idx3-ubyte.gz; none in {str(folder)!r}."
+        )
+    shapes = {images.shape[1:] for images, _ in found}
+    if len(shapes) > 1:
+        raise DataError(f"Expected the train and t10k images of one size; got {sorted(shapes)}.")
+    images, labels = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return _as_data(folder.resolve().name, images, labels)
+
+
+def _load_pair(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray] | None:
+    files = [_find_idx(folder, part, *kind) for kind in (IMAGES, LABELS)]
+    if files == [None, None]:
+        return None
+    if None in files:
+        lone = next(file for file in files if file)
+        raise DataError(f"Expected both an images and a labels file for {part!r}; found only {lone.name!r}.")
+    images, labels = _read_idx(files[0], IMAGES[1]), _read_idx(files[1], LABELS[1])
+    if len(images) != len(labels):
+        raise DataError(
+            f"Expected one label per image; {files[0].name!r} holds {len(images)} images and "
+            f"{files[1].name!r} {len(labels)} labels."
+        )
+    return images, labels
+
+
+def _find_idx(folder: Path, part: str, word: str, axes: int) -> Path | None:
+    names = [f"{part}-{word}{dot}idx{axes}-ubyte{end}" for end in ("", ".gz") for dot in "-."]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _read_idx(path: Path, axes: int) -> np.ndarray:
+    """Read one IDX file of bytes: ``0, 0, 8, axes``, the sizes as big-endian uint32, then the values."""
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"Expected {path.name!r} to be a whole IDX file; reading failed: {_one_line(e)}.") from e
+    start = 4 + 4 * axes
+    if content[:4] != bytes((0, 0, 8, axes)) or len(content) < start:
+        raise DataError(f"Expected {path.name!r} to start as IDX bytes with {axes} axes do; got {content[:4]!r}.")
+    shape = [int(size) for size in np.frombuffer(content[4:start], ">u4")]
+    if len(content) - start != math.prod(shape):
+        raise DataError(
+            f"Expected {math.prod(shape)} values in {path.name!r}, by its header; got {len(content) - start}."
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _as_data(name: str, images: np.ndarray, labels: np.ndarray) -> ImageData:
+    """Convert arrays as they lie in files: bytes to [0, 1], a channel axis where there is none."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"Expected integer labels in {name!r}; got {labels.dtype}. Consider astype('int64').")
+    images = images[:, None] if images.ndim == 3 else images
+    pixels = torch.from_numpy(_as_float(name, images))
+    classes = int(labels.max(initial=0)) + 1
+    return ImageData(name, pixels, torch.from_numpy(labels.astype(np.int64)), classes)
+
+
+def _as_float(name: str, images: np.ndarray) -> np.ndarray:
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    if np.issubdtype(images.dtype, np.floating):
+        with np.errstate(over="ignore"):  # an overflow becomes inf, which the check reports
+            return images.astype(np.float32)
+    raise DataError(f"Expected uint8 or float images in {name!r}; got {images.dtype}. Consider astype('uint8').")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,0 +1,16 @@
+"""Finite groups, their elements batched index tensors with the identity at 0."""
+
+from .base import Group, ProductGroup, Subgroup
+from .permutations import PermutationGroup, SymmetricGroup
+from .rotations import CyclicGroup, DihedralGroup, SignGroup
+
+__all__ = [
+    "CyclicGroup",
+    "DihedralGroup",
+    "Group",
+    "PermutationGroup",
+    "ProductGroup",
+    "SignGroup",
+    "Subgroup",
+    "SymmetricGroup",
+]

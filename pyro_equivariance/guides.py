@@ -1,0 +1,245 @@
+"""Drop-in guides: mean-field Normals that sample each site directly, free or invariant."""
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from operator import attrgetter
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.transforms import biject_to
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+
+from .errors import OptionError, SymmetryError, check_option
+from .networks.bayesian import NetworkModel
+from .networks.expanded import SiteExpansion
+from .symmetrize import RULES, average
+from .symmetry import Symmetry
+
+_NAMED: Counter[str] = Counter()
+
+
+class AutoDirectNormal(AutoGuide):
+    """Base of the guides that draw each site from a Normal of its own, without auxiliary sites.
+
+    Since the site itself has a density, :class:`~pyro.infer.TraceMeanField_ELBO` has the analytic KL. A
+    constrained site draws from the image of a Normal under ``biject_to(support)``.
+
+    To implement one: :meth:`_start`, the parameters a site begins with, and :meth:`_normal`, the distribution that
+    its parameters describe; set ``always_invariant``.
+
+    :param model: a Pyro model.
+    :param init_loc_fn: as in Pyro's autoguides; ``None`` starts a :class:`~pyro_equivariance.BayesianNetwork` at its
+        network's values and any other model at :func:`~pyro.infer.autoguide.init_to_feasible`.
+    :param init_scale: the initial standard deviation (in unconstrained space), or a dict of tensors by site.
+    :param create_plates: as in Pyro's autoguides.
+    """
+
+    always_invariant = False
+
+    def __init__(self, model, init_loc_fn: Callable | None = None, init_scale=0.1, create_plates=None):
+        if not isinstance(init_scale, Mapping) and not (isinstance(init_scale, (int, float)) and init_scale > 0):
+            raise OptionError(f"Expected init_scale to be positive, or a dict of tensors by site; got {init_scale!r}.")
+        if init_loc_fn is None:
+            init_loc_fn = model.init_loc_fn if isinstance(model, NetworkModel) else init_to_feasible
+        super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
+        self._pyro_name = _own_name(type(self).__name__)
+        self._init_scale = init_scale
+        self._event_dims: dict[str, int] = {}
+
+    @abstractmethod
+    def _start(self, name: str, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _normal(self, name: str, loc: Tensor, scale: Tensor) -> dist.Normal: ...
+
+    def initialize(self, *args, **kwargs) -> None:
+        """Make the parameters, with the model's arguments; otherwise the first call does."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+
+    def _setup_prototype(self, *args, **kwargs):
+        super()._setup_prototype(*args, **kwargs)
+        self.locs, self.scales = PyroModule(), PyroModule()
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            _check_continuous(name, site)
+            with helpful_support_errors(site):
+                loc = biject_to(site["fn"].support).inv(site["value"].detach()).detach().clone()
+            loc, scale = self._start(name, loc, self._scale_like(name, loc))
+            event_dim = site["fn"].event_dim + loc.ndim - site["value"].ndim
+            self._event_dims[name] = event_dim
+            deep_setattr(self.locs, name, PyroParam(loc, constraints.real, event_dim))
+            deep_setattr(self.scales, name, PyroParam(scale, constraints.softplus_positive, event_dim))
+
+    def _scale_like(self, name: str, loc: Tensor) -> Tensor:
+        if isinstance(self._init_scale, Mapping):
+            return self._init_scale[name].detach().clone()
+        return torch.full_like(loc, self._init_scale)
+
+    def get_posterior(self, name: str) -> dist.Distribution:
+        """The distribution that the guide draws the site from, in the site's own (constrained) space."""
+        site = self.prototype_trace.nodes[name]
+        normal = self._normal(name, attrgetter(name)(self.locs), attrgetter(name)(self.scales))
+        normal = normal.to_event(site["fn"].event_dim)
+        if _is_real(site["fn"].support):
+            return normal
+        return dist.TransformedDistribution(normal, biject_to(site["fn"].support))
+
+    def forward(self, *args, **kwargs) -> dict[str, Tensor]:
+        """Draw every latent site: a dict by site name."""
+        self.initialize(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        draws = {}
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            with ExitStack() as stack:
+                for frame in site["cond_indep_stack"]:
+                    stack.enter_context(plates[frame.name])
+                draws[name] = pyro.sample(name, self.get_posterior(name))
+        return draws
+
+    @torch.no_grad()
+    def median(self, *args, **kwargs) -> dict[str, Tensor]:
+        """The median of every site."""
+        return {name: q[0] for name, q in self.quantiles([0.5]).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles, *args, **kwargs) -> dict[str, Tensor]:
+        """The given quantiles of every site, along a new first axis."""
+        results = {}
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            normal = self._normal(name, attrgetter(name)(self.locs), attrgetter(name)(self.scales))
+            levels = torch.as_tensor(quantiles).to(normal.loc).reshape(-1, *[1] * normal.loc.ndim)
+            results[name] = biject_to(site["fn"].support)(normal.icdf(levels))
+        return results
+
+
+class AutoMeanFieldNormal(AutoDirectNormal):
+    """Independent Normals: ``θ_i ~ N(μ_i, σ_i²)`` for every entry of every site.
+
+    Like :class:`~pyro.infer.autoguide.AutoNormal`, but each site is sampled directly, so that the KL to a Normal
+    prior is analytic under :class:`~pyro.infer.TraceMeanField_ELBO`.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> guide = pe.AutoMeanFieldNormal(pe.BayesianNetwork(torch.nn.Linear(4, 3)))
+    >>> guide(torch.zeros(2, 4), torch.zeros(2).long())["weight"].shape
+    torch.Size([3, 4])
+    """
+
+    def _start(self, name, loc, scale):
+        return loc, scale
+
+    def _normal(self, name, loc, scale):
+        return dist.Normal(loc, scale)
+
+
+class AutoSymmetricNormal(AutoDirectNormal):
+    """A mean-field Normal averaged over the group at every evaluation: invariant for every value of its parameters.
+
+    Its parameters are those of :class:`AutoMeanFieldNormal`; the site draws from their
+    :func:`~pyro_equivariance.average`. Where the model is compatible with the symmetry, its unaugmented ELBO
+    equals the fully augmented one, in value and gradient (:attr:`always_invariant`), so it trains on upright data.
+
+    :param model: a Pyro model.
+    :param Symmetry symmetry: a representation for every latent site.
+    :param str rule: ``"geometric"``, ``"arithmetic"`` or ``"projection"``.
+    :param init_loc_fn: as in Pyro's autoguides; its values are projected onto the invariant ones and brought back to
+        their size.
+    :param init_scale: the initial standard deviation, or a dict of tensors by site.
+    :raises SymmetryError: for a site without a representation, or one of the wrong shape.
+    :raises ClosednessError: if the action does not keep a mean-field Normal.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
+    >>> sym = pe.network_symmetry(net, pe.CyclicGroup(4), (1, 3, 3))
+    >>> guide = pe.AutoSymmetricNormal(pe.BayesianNetwork(net), sym)
+    >>> guide.initialize(torch.zeros(1, 1, 3, 3), torch.zeros(1).long())
+    >>> loc = guide.get_posterior("1.weight").base_dist.loc
+    >>> torch.allclose(loc, sym["1.weight"].act(1, loc))
+    True
+    """
+
+    always_invariant = True
+
+    def __init__(self, model, symmetry: Symmetry, rule: str = "geometric", init_loc_fn=None, init_scale=0.1,
+                 create_plates=None):  # fmt: skip
+        super().__init__(model, init_loc_fn, init_scale, create_plates)
+        check_option("rule", rule, RULES)
+        self.symmetry, self.rule = symmetry, rule
+
+    def _start(self, name, loc, scale):
+        self._check_site(name)
+        invariant = self.symmetry[name].mean(loc)
+        size = invariant.norm()
+        return invariant * (loc.norm() / size if size > 0 else 1.0), scale
+
+    def _normal(self, name, loc, scale):
+        return average(dist.Normal(loc, scale), self.symmetry[name], self.rule)
+
+    def _check_site(self, name: str) -> None:
+        support = self.prototype_trace.nodes[name]["fn"].support
+        if not (_is_real(support) or (self.symmetry[name].is_permutation and _is_elementwise(support))):
+            raise SymmetryError(
+                f"Expected site {name!r} to be real, or moved by permutations of independently constrained entries; "
+                f"its support is {support} and its action {self.symmetry[name]}. Reparametrize it as a real site."
+            )
+
+
+class AutoExpandedNormal(AutoDirectNormal):
+    """A mean-field Normal on an expanded network whose means and scales are expansions of small ones.
+
+    The entries are drawn independently, so single draws are not equivariant, but the law is invariant for every
+    value of the parameters (unless an arrangement is not equivariant).
+
+    :param model: the expanded network's model.
+    :param dict expansions: a :class:`~pyro_equivariance.networks.expanded.SiteExpansion` for each site.
+    :param dict locs: the initial base means by site.
+    :param dict scales: the initial base standard deviations by site.
+    """
+
+    def __init__(self, model, expansions: Mapping[str, SiteExpansion], locs, scales):
+        super().__init__(model)
+        self._expansions, self._base_locs, self._base_scales = dict(expansions), dict(locs), dict(scales)
+        self.always_invariant = all(e.is_equivariant for e in self._expansions.values())
+
+    def _start(self, name, loc, scale):
+        return self._base_locs[name].clone(), self._base_scales[name].clone()
+
+    def _normal(self, name, loc, scale):
+        expansion = self._expansions[name]
+        return dist.Normal(expansion.expand(loc), expansion.expand_scale(scale))
+
+
+def _own_name(kind: str) -> str:
+    """The class's name, numbered from the second guide of a class on.
+
+    Pyro keeps parameters in one store by name, so two guides of one name would share theirs.
+    """
+    _NAMED[kind] += 1
+    return kind if _NAMED[kind] == 1 else f"{kind}_{_NAMED[kind]}"
+
+
+def _check_continuous(name: str, site: dict) -> None:
+    if site["fn"].support.is_discrete:
+        raise SymmetryError(
+            f"Expected continuous latent sites; {name!r} is discrete. If it is the observation, pass it when the guide "
+            f"is first called (guide.initialize(x, y)); otherwise enumerate it out with poutine.block."
+        )
+
+
+def _is_real(support) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def _is_elementwise(support) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support.event_dim == 0

@@ -1,0 +1,289 @@
+"""Effect handlers: symmetrize a guide, augment a model, expand a network's sites.
+
+Each messenger moves fields of Pyro's messages only; the mathematics is in
+:mod:`~pyro_equivariance.symmetrize`, :mod:`~pyro_equivariance.symmetry` and
+:mod:`~pyro_equivariance.networks.expanded`. The lower-case functions wrap a model or guide, or decorate it.
+"""
+
+import functools
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.infer.reparam.reparam import Reparam
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+
+from .errors import SymmetryError, check_option
+from .networks.bayesian import BayesianNetwork, NetworkModel
+from .networks.expanded import SiteExpansion
+from .networks.tracing import widen_network
+from .symmetrize import RULES, average
+from .symmetry import Symmetry
+
+ORBITS = ("full", "random")
+CONVENTIONS = ("mean", "sum")
+AUXILIARY = "_unconstrained"
+BASE = "_base"
+
+
+class SymmetrizeMessenger(Messenger):
+    """Replaces the distribution at each latent site of a guide by its average over the orbit.
+
+    :param Symmetry symmetry: has a representation for every latent site.
+    :param str rule: see :func:`~pyro_equivariance.average`.
+    """
+
+    def __init__(self, symmetry: Symmetry, rule: str = "geometric"):
+        super().__init__()
+        check_option("rule", rule, RULES)
+        self.symmetry, self.rule = symmetry, rule
+        self._averaged: set[str] = set()
+
+    def __enter__(self):
+        self._averaged = set()
+        return super().__enter__()
+
+    def _pyro_sample(self, msg) -> None:
+        if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
+            return
+        name = msg["name"]
+        if isinstance(msg["fn"], dist.Delta):
+            self._check_delta(name)
+            return
+        # AutoNormal draws "<site>_unconstrained" and puts a Delta of its image on the site itself.
+        site = name.removesuffix(AUXILIARY) if msg["infer"].get("is_auxiliary") else name
+        msg["fn"] = average(msg["fn"], self.symmetry[site], self.rule)
+        self._averaged.add(site)
+
+    def _check_delta(self, name: str) -> None:
+        if name not in self._averaged:
+            raise SymmetryError(
+                f"Expected a distribution with a density at site {name!r} of the guide; got a Delta, which no average "
+                f"reaches. Use pe.AutoSymmetricNormal(model, symmetry) instead of this guide."
+            )
+
+
+class AugmentMessenger(Messenger):
+    """Calls a model on moved data and weighs its log likelihood accordingly. See :func:`augment`."""
+
+    def __init__(self, symmetry: Symmetry, orbit: str = "full", likelihood: str = "mean"):
+        super().__init__()
+        check_option("orbit", orbit, ORBITS)
+        check_option("likelihood", likelihood, CONVENTIONS)
+        self.symmetry, self.orbit, self.likelihood = symmetry, orbit, likelihood
+        self._copies = 0
+        self._subsampled: set[str] = set()
+
+    def __call__(self, fn: Callable) -> Callable:
+        @functools.wraps(fn, updated=())
+        def augmented(x, *args, **kwargs):
+            g = self._elements(len(x))
+            x = _flat(self.symmetry.act_inputs(g, x), g.ndim)
+            if args and args[0] is not None:
+                args = (self._moved_outputs(g, args[0]), *args[1:])
+            elif kwargs.get("y") is not None:
+                kwargs = {**kwargs, "y": self._moved_outputs(g, kwargs["y"])}
+            self._copies, self._subsampled = len(x), set()
+            try:
+                with self:
+                    return fn(x, *args, **kwargs)
+            finally:
+                self._copies = 0
+
+        return augmented
+
+    def __enter__(self):
+        if not self._copies:
+            raise SymmetryError(
+                "Expected augment to wrap or decorate a model: it changes arguments, which `with` cannot."
+            )
+        return super().__enter__()
+
+    def _elements(self, batch: int) -> torch.Tensor:
+        """Elements that broadcast over the batch: ``(|G|, 1)`` for the full orbit, ``(batch,)`` at random."""
+        group = self.symmetry.group
+        return group.elements[:, None] if self.orbit == "full" else group.sample((batch,))
+
+    def _moved_outputs(self, g, y):
+        return _flat(self.symmetry.act_outputs(g, y), g.ndim)
+
+    def _pyro_sample(self, msg) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            if msg["value"] is not None or msg["fn"].subsample_size is not None:
+                self._subsampled.add(msg["name"])
+        elif msg["is_observed"] and not msg["infer"].get("_deterministic"):
+            msg["scale"] = msg["scale"] * self._weight(msg)
+
+    def _weight(self, msg) -> float:
+        """What the likelihood must be multiplied by, beyond the scale that the model's plates give it."""
+        order = len(self.symmetry.group)
+        total = order if self.likelihood == "sum" else 1.0
+        if self.orbit == "random" or self._counts_copies(msg):
+            return total
+        return total / order
+
+    def _counts_copies(self, msg) -> bool:
+        """Whether a subsampling plate has divided by the number of moved copies already."""
+        frames = [f for f in msg["cond_indep_stack"] if f.name in self._subsampled]
+        for frame in frames:
+            if frame.size != self._copies:
+                raise SymmetryError(
+                    f"Expected plate {frame.name!r} to span the {self._copies} moved copies of the batch; it has size "
+                    f"{frame.size}. Pass the minibatch to the model and subsample=torch.arange(len(x)) to the plate."
+                )
+        return bool(frames)
+
+
+class ExpansionReparam(Reparam):
+    """Draws ``<site>_base`` from the small network's prior and makes the site its deterministic expansion.
+
+    :param SiteExpansion expansion: the map from the base to the site.
+    :param Distribution prior: the small site's prior.
+    """
+
+    def __init__(self, expansion: SiteExpansion, prior: dist.Distribution):
+        self.expansion = expansion
+        extra = expansion.base_shape[: len(expansion.base_shape) - len(prior.event_shape)]
+        self.prior = prior.expand(extra).to_event(len(extra)) if extra else prior
+
+    def apply(self, msg):
+        base = pyro.sample(msg["name"] + BASE, self.prior)
+        value = self.expansion.expand(base)
+        fn = dist.Delta(value, event_dim=msg["fn"].event_dim).mask(False)
+        return {"fn": fn, "value": value, "is_observed": True}
+
+
+class ExpandedNetwork(NetworkModel):
+    """The model that :func:`expand` returns: ``model(x, y=None)``, its sites ``<site>_base``.
+
+    ``big`` is the expanded network's model without the tie, ``expansions`` the map of each site.
+    """
+
+    def __init__(self, model: BayesianNetwork, symmetry: Symmetry, arrangement: str):
+        super().__init__()
+        self.big = widen(model, symmetry)
+        self.expansions = site_expansions(model, self.big, symmetry, arrangement)
+        self._small = dict(model.net.named_parameters())
+        config = {n: ExpansionReparam(e, model.prior(n, self._small[n])) for n, e in self.expansions.items()}
+        self._tied = pyro.poutine.reparam(self.big, config=config)
+
+    def forward(self, x, y=None):
+        return self._tied(x, y)
+
+    def init_loc_fn(self, site: dict) -> torch.Tensor:
+        """The expansion's start from the small network's own values."""
+        name = site["name"].removesuffix(BASE)
+        if name == site["name"]:
+            return init_to_feasible(site)
+        return self.expansions[name].start(self._small[name].detach()).clone()
+
+
+def symmetrize(fn: Callable | None = None, symmetry: Symmetry | None = None, rule: str = "geometric"):
+    """Average a guide over the group, always on: each latent site draws from its orbit average.
+
+    :param fn: the guide; left out, a decorator and context manager is returned.
+    :param Symmetry symmetry: a representation for every latent site.
+    :param str rule: ``"geometric"``, ``"arithmetic"`` or ``"projection"``.
+    :raises SymmetryError: for a site without a representation, or one that holds a Delta.
+
+    >>> import torch, pyro, pyro.distributions as dist, pyro_equivariance as pe
+    >>> swap = pe.Symmetry(pe.SymmetricGroup(2), {"z": pe.permutation(pe.SymmetricGroup(2))})
+    >>> @pe.handlers.symmetrize(symmetry=swap)
+    ... def guide():
+    ...     return pyro.sample("z", dist.Normal(torch.tensor([0.0, 2.0]), 1e-9).to_event(1))
+    >>> guide().round().tolist()
+    [1.0, 1.0]
+    """
+    return _wrap(SymmetrizeMessenger(_needed(symmetry), rule), fn)
+
+
+def augment(
+    fn: Callable | None = None, symmetry: Symmetry | None = None, orbit: str = "full", likelihood: str = "mean"
+):
+    """The model under augmentation: ``fn(x, y, ...)`` is run on moved copies of ``x`` and ``y``.
+
+    Its log likelihood becomes, for each datum, with one draw of the latents:
+
+    - ``orbit="full"``: ``(1/|G|) Σ_g log p(ρ_Y(g) y | ρ_X(g) x, θ)``, the batch being ``|G|`` times as long;
+    - ``orbit="random"``: one uniform ``g`` per example, an unbiased estimate of it.
+
+    ``likelihood="mean"`` is this; ``"sum"`` counts each moved copy as a datum, ``|G|`` times as much.
+
+    :param fn: a model whose first argument is ``x`` ``(B, *inputs.event_shape)`` and whose second, or keyword
+        ``y``, is the observation ``(B, ...)``; left out, a decorator is returned (no context manager: the
+        arguments are what it changes).
+    :raises SymmetryError: without ``symmetry.inputs``, or if a subsampling plate does not span the moved copies.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> G = pe.CyclicGroup(4)
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
+    >>> sym = pe.network_symmetry(net, G, (1, 3, 3))
+    >>> pe.handlers.augment(pe.BayesianNetwork(net), sym)(torch.zeros(5, 1, 3, 3)).shape
+    torch.Size([20, 2])
+    """
+    messenger = AugmentMessenger(_needed(symmetry), orbit, likelihood)
+    return messenger if fn is None else messenger(fn)
+
+
+def expand(model: BayesianNetwork, symmetry: Symmetry, arrangement: str = "free") -> "ExpandedNetwork":
+    """The expanded network as a Pyro model that samples the small network's weights.
+
+    A network with ``|G|`` times the hidden channels is run; for each of its sites ``<site>``, ``<site>_base`` is
+    sampled from the small network's prior and the site is its expansion, deterministic
+    (:class:`~pyro_equivariance.networks.expanded.SiteExpansion`). Every draw is an equivariant network, but for
+    ``row_constant``.
+
+    :param BayesianNetwork model: the small network's model.
+    :param Symmetry symmetry: the small network's, with trivial hidden features.
+    :param str arrangement: ``"free"``, ``"gcnn"`` or ``"row_constant"``.
+
+    >>> import torch, pyro, pyro_equivariance as pe
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.ReLU(),
+    ...     torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(2, 3))
+    >>> sym = pe.network_symmetry(net, pe.CyclicGroup(4), (1, 4, 4), hidden="trivial")
+    >>> big = pe.handlers.expand(pe.BayesianNetwork(net), sym)
+    >>> trace = pyro.poutine.trace(big).get_trace(torch.zeros(1, 1, 4, 4))
+    >>> trace.nodes["0.weight"]["value"].shape
+    torch.Size([8, 1, 3, 3])
+    """
+    return ExpandedNetwork(model, symmetry, arrangement)
+
+
+def widen(model: BayesianNetwork, symmetry: Symmetry) -> BayesianNetwork:
+    """The model of the network with ``|G|`` times the hidden channels, the prior rule applied to its own fan-in."""
+    shape = symmetry.inputs.event_shape
+    return model.with_net(widen_network(model.net, symmetry.group, shape, symmetry.outputs))
+
+
+def site_expansions(
+    model: BayesianNetwork, big: BayesianNetwork, symmetry: Symmetry, arrangement: str
+) -> dict[str, SiteExpansion]:
+    """For each site, which of its axes the big network repeats, read off the two shapes."""
+    large = dict(big.net.named_parameters())
+    return {
+        name: SiteExpansion(
+            symmetry[name],
+            inputs=parameter.ndim > 1 and large[name].shape[1] != parameter.shape[1],
+            outputs=large[name].shape[0] != parameter.shape[0],
+            arrangement=arrangement,
+        )
+        for name, parameter in model.net.named_parameters()
+    }
+
+
+def _flat(moved: torch.Tensor, axes: int) -> torch.Tensor:
+    """The element axis and the batch axis as one."""
+    return moved.flatten(0, 1) if axes == 2 else moved
+
+
+def _needed(symmetry: Symmetry | None) -> Symmetry:
+    if not isinstance(symmetry, Symmetry):
+        raise SymmetryError(f"Expected symmetry= to be a pe.Symmetry; got {symmetry!r}.")
+    return symmetry
+
+
+def _wrap(messenger: Messenger, fn: Callable | None):
+    return messenger if fn is None else messenger(fn)

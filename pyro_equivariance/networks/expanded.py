@@ -1,0 +1,107 @@
+"""Orbit expansion of one parameter: the moved copies of a small tensor, arranged as blocks of a large one."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import check_option
+from ..representations import Representation
+
+ARRANGEMENTS = ("free", "gcnn", "row_constant")
+
+
+@dataclass(frozen=True)
+class SiteExpansion:
+    """How the parameter of a small layer becomes that of the layer with ``|G|`` times the channels.
+
+    With ``ρ`` the action on the small parameter, the blocks are
+
+    - first layer (only the outputs are hidden): ``ρ(g) φ``, and so the bias of every hidden layer;
+    - hidden layer, block ``(g, h)``, times ``1/√|G|``: ``ρ(g) V_{g⁻¹h}`` for ``free``, with ``V_k = ρ(k)⁻¹ φ`` for
+      ``gcnn``, and ``ρ(h⁻¹) φ`` for ``row_constant`` (not equivariant: a negative control);
+    - last layer (only the inputs are hidden): ``ρ(h) φ``, times ``1/|G|``, for ``free`` ``1/√|G|``.
+
+    :param Representation rep: the action on the small parameter.
+    :param bool inputs: whether the layer's input channels are repeated.
+    :param bool outputs: whether its output channels are.
+    :param str arrangement: ``"free"``, ``"gcnn"`` or ``"row_constant"``.
+
+    Source: Dong, Flinth, Gerken (2026), arXiv:2606.26273; ``free`` spans all group convolutions.
+    """
+
+    rep: Representation
+    inputs: bool
+    outputs: bool
+    arrangement: str
+
+    def __post_init__(self):
+        check_option("arrangement", self.arrangement, ARRANGEMENTS)
+
+    @property
+    def is_equivariant(self) -> bool:
+        """Whether the expanded tensor is fixed by the expanded action for every small tensor."""
+        return not (self.inputs and self.outputs and self.arrangement == "row_constant")
+
+    @property
+    def base_shape(self) -> torch.Size:
+        """The shape of what is expanded: the small parameter's, with a leading ``|G|`` for a free hidden layer."""
+        order = (len(self.rep.group),) if self._has_free_kernels else ()
+        return torch.Size(order) + self.rep.event_shape
+
+    @property
+    def _has_free_kernels(self) -> bool:
+        return self.inputs and self.outputs and self.arrangement == "free"
+
+    def start(self, small: Tensor) -> Tensor:
+        """The base from which the expansion of a small tensor starts: itself, or ``V_k = ρ(k)⁻¹ small``."""
+        return _moved_back(self.rep, small) if self._has_free_kernels else small
+
+    def start_scale(self, small: Tensor) -> Tensor:
+        """Likewise for a scale, which moves with ``|ρ|``."""
+        return self._of_scales().start(small)
+
+    def expand(self, base: Tensor) -> Tensor:
+        """The large tensor ``(..., |G|·out, |G|·in, ...)`` from the base ``(..., *base_shape)``."""
+        order, rep = len(self.rep.group), self.rep
+        if not self.inputs:
+            return _join(rep.orbit(base), self._axis(0)) if self.outputs else base
+        if not self.outputs:
+            return _join(rep.orbit(base), self._axis(1)) * order ** (-0.5 if self.arrangement == "free" else -1)
+        if self.arrangement == "row_constant":
+            row = _join(_moved_back(rep, base).movedim(-self._events - 1, 0), self._axis(1))
+            return torch.cat([row] * order, self._axis(0)) / order**0.5
+        kernels = base if self.arrangement == "free" else _moved_back(rep, base)
+        return torch.cat([self._row(kernels, g) for g in range(order)], self._axis(0)) / order**0.5
+
+    def expand_scale(self, base: Tensor) -> Tensor:
+        """The large tensor of scales: the same blocks, moved with ``|ρ|``."""
+        return self._of_scales().expand(base)
+
+    def _row(self, kernels: Tensor, g: int) -> Tensor:
+        """The blocks ``ρ(g) V_{g⁻¹h}`` for all ``h``, side by side along the input axis."""
+        group = self.rep.group
+        order = group.compose(group.inverse(g), group.elements).to(kernels.device)
+        moved = self.rep.act(g, kernels.index_select(-self._events - 1, order))
+        return _join(moved.movedim(-self._events - 1, 0), self._axis(1))
+
+    def _of_scales(self) -> "SiteExpansion":
+        return SiteExpansion(self.rep.modulus(), self.inputs, self.outputs, self.arrangement)
+
+    @property
+    def _events(self) -> int:
+        return len(self.rep.event_shape)
+
+    def _axis(self, i: int) -> int:
+        return i - self._events
+
+
+def _moved_back(rep: Representation, x: Tensor) -> Tensor:
+    """``ρ(k)⁻¹ x`` for every ``k``, along an axis just before the event."""
+    inverses = rep.group.inverse(rep.group.elements).tolist()
+    return torch.stack([rep.act(k, x) for k in inverses], -len(rep.event_shape) - 1)
+
+
+def _join(blocks: Tensor, axis: int) -> Tensor:
+    """The blocks along the first axis, concatenated along ``axis``."""
+    return torch.cat(blocks.unbind(0), axis)

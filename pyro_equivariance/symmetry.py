@@ -1,0 +1,167 @@
+"""One group element moves everything together: the sites of a model, its inputs and its outputs."""
+
+import copy
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from .errors import LayerError, SymmetryError
+from .groups import Group
+from .representations import Representation, SignedPermutation
+
+CHECK_TOLERANCE = 1e-8
+
+
+class Symmetry:
+    """How ``group`` acts on the sites ``θ``, the inputs ``x`` and the outputs ``y`` of a model.
+
+    The model is *compatible* with it when ``f(ρ_X(g) x; ρ(g) θ) = ρ_Y(g) f(x; θ)`` for all ``g, x, θ``; then an
+    invariant posterior has an equivariant predictive. Symmetries are immutable values.
+
+    :param Group group: the group.
+    :param dict sites: a representation for each site (for a network: each parameter, by its name).
+    :param Representation inputs: how one input moves; ``None`` where inputs do not move.
+    :param Representation outputs: how one output moves; ``None`` for invariant outputs, such as class labels.
+    :param dict features: for :meth:`check`, how the outputs of named submodules move.
+    :raises SymmetryError: if a representation is of another group.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> G = pe.CyclicGroup(4)
+    >>> sym = pe.Symmetry(G, {"kernel": pe.image(G, (3, 3))}, inputs=pe.image(G, (1, 8, 8)))
+    >>> sym.act(1, {"kernel": torch.eye(3)})["kernel"].tolist()
+    [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        sites: Mapping[str, Representation],
+        inputs: Representation | None = None,
+        outputs: Representation | None = None,
+        features: Mapping[str, Representation] | None = None,
+    ):
+        self.group = group
+        self.sites = MappingProxyType(dict(sites))
+        self.inputs, self.outputs = inputs, outputs
+        self.features = MappingProxyType(dict(features or {}))
+        named = {**self.sites, **self.features, "inputs": inputs, "outputs": outputs}
+        for name, rep in named.items():
+            if rep is not None and getattr(rep, "group", None) != group:
+                raise SymmetryError(f"Expected a representation of {group} for {name!r}; got {rep!r}.")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Symmetry) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash((self.group, tuple(self.sites.items()), self.inputs, self.outputs))
+
+    def _key(self) -> tuple:
+        return (self.group, dict(self.sites), self.inputs, self.outputs, dict(self.features))
+
+    def __repr__(self) -> str:
+        return f"Symmetry({self.group}, {len(self.sites)} sites, inputs={self.inputs}, outputs={self.outputs})"
+
+    def __getitem__(self, site: str) -> Representation:
+        """The representation of one site.
+
+        :raises SymmetryError: if the site has none.
+        """
+        if site not in self.sites:
+            raise SymmetryError(
+                f"Expected a representation for site {site!r}; this symmetry has {', '.join(map(repr, self.sites))}. "
+                f"Add {site!r} to sites=, with pe.trivial(group, shape) if it does not move."
+            )
+        return self.sites[site]
+
+    def act(self, g: Tensor | int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``ρ(g) θ``: every site moved by the same ``g``.
+
+        :param Tensor g: elements; broadcasts over the leading axes of each value.
+        :param dict values: a tensor ``(..., *event_shape)`` for each site.
+        """
+        return {site: self[site].act(g, value) for site, value in values.items()}
+
+    def act_inputs(self, g: Tensor | int, x: Tensor) -> Tensor:
+        """``ρ_X(g) x`` for inputs ``(..., *inputs.event_shape)``."""
+        if self.inputs is None:
+            raise SymmetryError(f"Expected inputs= in {self}: how the group moves one input.")
+        return self.inputs.act(g, x)
+
+    def act_outputs(self, g: Tensor | int, y: Tensor) -> Tensor:
+        """``ρ_Y(g) y``; integer class labels move as the indices of the classes do.
+
+        :param Tensor y: outputs ``(..., *outputs.event_shape)``, or integer labels ``(...)``.
+        """
+        g = self.group.as_elements(g)
+        if self.outputs is None:
+            return y.expand(torch.broadcast_shapes(g.shape, y.shape[: g.ndim]) + y.shape[g.ndim :])
+        if y.is_floating_point():
+            return self.outputs.act(g, y)
+        if not isinstance(self.outputs, SignedPermutation):
+            return y.expand(torch.broadcast_shapes(g.shape, y.shape))
+        return self.outputs.permute_values(*torch.broadcast_tensors(g, y))
+
+    def check(self, net: nn.Module, seed: int = 0) -> float:
+        """Confirm ``f(ρ_X(g) x; ρ(g) θ) = ρ_Y(g) f(x; θ)`` on random weights and inputs, in float64.
+
+        :param Module net: the network whose parameters are the sites.
+        :returns: the largest deviation over the group, relative to the output's size.
+        :raises LayerError: naming the first layer whose output does not move as ``features`` says.
+        :raises SymmetryError: if a parameter has no representation, or one of the wrong shape.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        net = copy.deepcopy(net).double().eval()
+        weights = {name: _random_like(p, generator) for name, p in net.named_parameters()}
+        for name, value in weights.items():
+            if self[name].event_shape != value.shape:
+                raise SymmetryError(
+                    f"Expected the representation of site {name!r} to act on shape {tuple(value.shape)}; "
+                    f"got {tuple(self[name].event_shape)}."
+                )
+        x = torch.randn(2, *self.inputs.event_shape, generator=generator, dtype=torch.float64)
+        expected = _run(net, weights, x, self.features)
+        worst = 0.0
+        for g in range(len(self.group)):
+            moved = _run(net, self.act(g, weights), self.inputs.act(g, x), self.features)
+            worst = max(worst, *(self._gap(g, name, expected[name], moved[name]) for name in expected))
+        return worst
+
+    def _gap(self, g: int, name: str, before: Tensor, after: Tensor) -> float:
+        rep = self.features[name] if name else self.outputs
+        expected = before if rep is None else rep.act(g, before)
+        if expected.shape != after.shape:
+            gap = float("inf")
+        else:
+            gap = float((after - expected).abs().max() / before.abs().max().clamp_min(1e-30))
+        if gap > CHECK_TOLERANCE:
+            where = f"layer {name!r}" if name else "the network's output"
+            raise LayerError(
+                f"Expected {where} to move with the symmetry; under {self.group.names[g]!r} it is off by {gap:.1e} "
+                f"of its size. Odd sizes before a pooling and strides break rotations: resize, or change the layer."
+            )
+        return gap
+
+
+def _random_like(parameter: Tensor, generator: torch.Generator) -> Tensor:
+    fan_in = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 1
+    return torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5
+
+
+def _run(net: nn.Module, weights: dict[str, Tensor], x: Tensor, features) -> dict[str, Tensor]:
+    """Outputs of the named submodules in the order they ran, then the network's own under ``""``."""
+    seen: dict[str, Tensor] = {}
+    modules = dict(net.named_modules())
+    hooks = [
+        modules[name].register_forward_hook(lambda module, args, out, name=name: seen.update({name: out}))
+        for name in features
+        if name in modules
+    ]
+    try:
+        with torch.no_grad():
+            seen[""] = torch.func.functional_call(net, weights, (x,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen

@@ -1,0 +1,292 @@
+"""Files that the tests write themselves come back as they were; damaged ones are named in one line."""
+
+import gzip
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_equivariance import data
+from pyro_equivariance.data import ImageData, check_square, load, split, synthetic
+from pyro_equivariance.errors import DataError, OptionError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 5), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2], dtype=np.uint8)
+MNIST = Path(__file__).parents[1].parent / "shared" / "data" / "mnist"
+
+
+def idx_bytes(array):
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_idx(folder, part="train", images=IMAGES, labels=LABELS, dot="-", end=""):
+    folder.mkdir(exist_ok=True)
+    pack = gzip.compress if end == ".gz" else bytes
+    (folder / f"{part}-images{dot}idx3-ubyte{end}").write_bytes(pack(idx_bytes(images)))
+    (folder / f"{part}-labels{dot}idx1-ubyte{end}").write_bytes(pack(idx_bytes(labels)))
+    return folder
+
+
+def write_npz(folder, **arrays):
+    path = folder / "letters.npz"
+    np.savez(path, **({"images": IMAGES, "labels": LABELS} | arrays))
+    return path
+
+
+def assert_is(loaded, images, labels):
+    assert loaded.images.dtype == torch.float32 and loaded.labels.dtype == torch.int64
+    np.testing.assert_array_equal(loaded.images.numpy(), images)
+    np.testing.assert_array_equal(loaded.labels.numpy(), labels)
+
+
+def scaled(images):
+    return (images.astype(np.float32) / np.float32(255))[:, None]
+
+
+def test_digits():
+    digits = load("digits")
+    assert digits.images.shape == (1797, 1, 8, 8) and digits.classes == 10 and len(digits) == 1797
+    assert digits.labels.unique().tolist() == list(range(10))
+    assert (digits.images * 16).frac().abs().max() == 0 and digits.images.max() == 1
+
+
+def test_digits_without_scikit_learn_say_how_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError) as caught:
+        load("digits")
+    assert "pyro-equivariance[data]" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+@pytest.mark.parametrize("dot", ["-", "."])
+@pytest.mark.parametrize("part", ["train", "t10k"])
+def test_idx_round_trip(tmp_path, part, dot, end):
+    loaded = load(write_idx(tmp_path / "letters", part, dot=dot, end=end))
+    assert_is(loaded, scaled(IMAGES), LABELS)
+    assert (loaded.name, loaded.classes) == ("letters", 3)
+
+
+def test_idx_parts_are_joined(tmp_path):
+    write_idx(tmp_path, "train", end=".gz")
+    write_idx(tmp_path, "t10k", IMAGES[:2], LABELS[1:3])
+    assert_is(load(str(tmp_path)), scaled(np.r_[IMAGES, IMAGES[:2]]), np.r_[LABELS, LABELS[1:3]])
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST's test images are not in ../shared/data/mnist")
+def test_real_mnist():
+    mnist = load(MNIST)
+    assert mnist.images.shape == (10_000, 1, 28, 28) and mnist.classes == 10
+    assert mnist.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert mnist.images.min() == 0 and mnist.images.max() == 1
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, ">f4"])
+def test_npz_keeps_floats(tmp_path, kind):
+    images = np.linspace(-1, 2, 6 * 3 * 5 * 4).reshape(6, 3, 5, 4).astype(kind)
+    loaded = load(write_npz(tmp_path, images=images))
+    assert_is(loaded, images.astype(np.float32), LABELS)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64, np.uint64, ">i2"])
+def test_npz_scales_bytes(tmp_path, kind):
+    loaded = load(write_npz(tmp_path, labels=LABELS.astype(kind), extra=np.array([None])))
+    assert_is(loaded, scaled(IMAGES), LABELS)
+    assert loaded.name == "letters" and loaded.images.max() <= 1
+
+
+def damaged_npz(**arrays):
+    return lambda folder: write_npz(folder, **arrays)
+
+
+def damaged_file(name, content):
+    def write(folder):
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return write
+
+
+def truncated_npz(folder):
+    path = write_npz(folder)
+    path.write_bytes(path.read_bytes()[:-40])
+    return path
+
+
+def garbled_npz(folder):
+    path = write_npz(folder)
+    path.write_bytes(path.read_bytes().replace(IMAGES[0, 0].tobytes(), bytes(5)))
+    return path
+
+
+def lone_npz(folder):
+    np.savez(folder / "lone.npz", pictures=IMAGES, labels=LABELS)
+    return folder / "lone.npz"
+
+
+def damaged_idx(content, name="train-images-idx3-ubyte"):
+    def write(folder):
+        (write_idx(folder) / name).write_bytes(content)
+        return folder
+
+    return write
+
+
+def without_labels(folder):
+    (write_idx(folder) / "train-labels-idx1-ubyte").unlink()
+    return folder
+
+
+def two_sizes(folder):
+    write_idx(folder, "train")
+    return write_idx(folder, "t10k", IMAGES[:, :4, :4])
+
+
+WHOLE = idx_bytes(IMAGES)
+
+DAMAGED = {
+    "name": ("'imagenet'", lambda folder: "imagenet"),
+    "not an image file": (r"a \.npz file", damaged_file("images.csv", b"1,2")),
+    "mnist": ("'mnist' is not downloaded.*IDX", lambda folder: "mnist"),
+    "fashion": ("'fashion-mnist' is not downloaded.*IDX", lambda folder: "fashion-mnist"),
+    "missing npz": ("there is none", lambda folder: folder / "letters.npz"),
+    "empty npz": ("not a zip", damaged_file("a.npz", b"")),
+    "no npz": ("not a zip", damaged_file("a.npz", b"\x93NUMPY and so on")),
+    "truncated npz": ("not a zip.*cut short", truncated_npz),
+    "garbled npz": ("reading failed.*CRC", garbled_npz),
+    "no images": (r"missing \['images'\]", lone_npz),
+    "pickle": ("numeric arrays.*allow_pickle", damaged_npz(images=np.array([None] * 6))),
+    "int images": ("uint8 or float.*int64", damaged_npz(images=IMAGES.astype(np.int64))),
+    "text images": ("uint8 or float", damaged_npz(images=np.array(["a"] * 6))),
+    "ndim": (r"\(N, C, H, W\).*\(6, 25\)", damaged_npz(images=IMAGES.reshape(6, 25))),
+    "NaN": ("NaN or inf", damaged_npz(images=np.full((6, 5, 5), np.nan))),
+    "too large for float32": ("NaN or inf", damaged_npz(images=np.full((6, 5, 5), 1e300))),
+    "float labels": ("integer labels.*float64", damaged_npz(labels=LABELS / 2)),
+    "negative label": (r"0\.\.1 for 2 classes; got -1\.\.1", damaged_npz(labels=LABELS.astype(int) - 1)),
+    "label count": (r"one label per image.*\(5,\)", damaged_npz(labels=LABELS[:5])),
+    "label ndim": (r"one label per image.*\(6, 1\)", damaged_npz(labels=LABELS[:, None])),
+    "no data": ("not empty", damaged_npz(images=IMAGES[:0], labels=LABELS[:0])),
+    "empty folder": ("none in", lambda folder: folder),
+    "lone images": ("both.*only 'train-images-idx3-ubyte'", without_labels),
+    "idx counts": (
+        "6 images.*5 labels",
+        damaged_idx(idx_bytes(LABELS[:5]), "train-labels-idx1-ubyte"),
+    ),
+    "idx sizes": ("one size", two_sizes),
+    "idx axes": ("with 3 axes", damaged_idx(idx_bytes(LABELS))),
+    "idx of floats": ("IDX bytes", damaged_idx(b"\0\0\x0d\3" + WHOLE[4:])),
+    "idx header": ("IDX bytes", damaged_idx(WHOLE[:10])),
+    "idx empty": ("IDX bytes", damaged_idx(b"")),
+    "idx short": ("150 values.*got 149", damaged_idx(WHOLE[:-1])),
+    "idx long": ("150 values.*got 151", damaged_idx(WHOLE + b"\0")),
+    "gzip cut": ("whole IDX file", damaged_idx(gzip.compress(WHOLE)[:-20])),
+    "gzip garbled": ("whole IDX file", damaged_idx(gzip.compress(WHOLE)[:10] + b"\xff" * 60)),
+}
+
+
+@pytest.mark.parametrize(("match", "write"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_damaged_sources_are_named_in_one_line(tmp_path, match, write):
+    with pytest.raises(DataError, match=match) as caught:
+        load(write(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+PIXELS, Y = torch.zeros(3, 1, 2, 2, dtype=torch.float32), torch.tensor([0, 1, 2])
+
+UNUSABLE = {
+    "ndim": (r"\(N, C, H, W\)", PIXELS[0], Y, 3),
+    "empty": ("not empty", PIXELS[:0], Y[:0], 3),
+    "dtype": ("float32.*float64", PIXELS.double(), Y, 3),
+    "NaN": ("NaN or inf", PIXELS * torch.nan, Y, 3),
+    "length": (r"\(3,\); got \(2,\)", PIXELS, Y[:2], 3),
+    "label dtype": ("int64.*float", PIXELS, Y.float(), 3),
+    "label high": (r"0\.\.1 for 2 classes; got 0\.\.2", PIXELS, Y, 2),
+    "label low": (r"got -1", PIXELS, Y - 1, 3),
+}
+
+
+@pytest.mark.parametrize(("match", "images", "labels", "classes"), UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_unusable_images_are_refused(match, images, labels, classes):
+    with pytest.raises(DataError, match=match):
+        ImageData("bad", images, labels, classes)
+
+
+def test_square_images_only():
+    check_square(synthetic(2), "C4")
+    wide = ImageData("wide", torch.zeros(1, 1, 4, 6, dtype=torch.float32), torch.tensor([0]), 1)
+    with pytest.raises(DataError, match="square images for D4.*'wide' has 4 x 6"):
+        check_square(wide, "D4")
+
+
+def numbered(n):
+    """Images that carry their own number, so that a part shows which ones it holds."""
+    pixels = torch.arange(n, dtype=torch.float32).reshape(n, 1, 1, 1)
+    return ImageData("numbered", pixels, torch.arange(n), n)
+
+
+@pytest.mark.parametrize("test", [None, 7])
+def test_split_is_disjoint_and_keeps_pairs(test):
+    parts = split(numbered(30), train=10, validation=5, test=test)
+    pairs = (parts.train, parts.validation, parts.test)
+    assert [len(y) for _, y in pairs] == [10, 5, 15 if test is None else test]
+    assert all((x.flatten() == y).all() for x, y in pairs)
+    drawn = torch.cat([y for _, y in pairs])
+    assert len(drawn.unique()) == len(drawn)
+
+
+def test_split_follows_its_seed_alone():
+    first = split(numbered(30), 10, 5, seed=3).train[1]
+    state = torch.get_rng_state()
+    again = split(numbered(30), 10, 5, seed=3).train[1]
+    assert torch.equal(first, again) and torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(first, split(numbered(30), 10, 5, seed=4).train[1])
+    assert not torch.equal(first, torch.arange(10))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "match"),
+    [
+        ((25, 5, None), "out of 30; got 25, 5 and 0"),
+        ((40, 5, None), "out of 30; got 40, 5 and -15"),
+        ((20, 5, 6), "out of 30; got 20, 5 and 6"),
+        ((0, 5, 6), "got 0, 5 and 6"),
+        ((20, 0, None), "got 20, 0 and 10"),
+        ((20, 5, -1), "got 20, 5 and -1"),
+    ],
+)
+def test_split_refuses_sizes_that_do_not_fit(sizes, match):
+    with pytest.raises(DataError, match=match):
+        split(numbered(30), *sizes)
+
+
+def test_synthetic_is_a_seeded_sample():
+    first, again, other = (synthetic(50, size=9, classes=3, channels=2, seed=s) for s in (0, 0, 1))
+    assert first.images.shape == (50, 2, 9, 9) and first.labels.bincount().tolist() == [17, 17, 16]
+    assert torch.equal(first.images, again.images) and torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.images, other.images)
+    assert first.images.min() >= 0 and first.images.max() <= 1
+    assert repr(first) == "ImageData('synthetic', images=(50, 2, 9, 9), classes=3)"
+
+
+@pytest.mark.parametrize("size", [4, 8, 28])
+def test_synthetic_patterns_differ_in_every_pose(size):
+    """No class is symmetric, nor a moved copy of another: its 8 poses stay well apart, pixel by pixel."""
+    patterns = data._patterns(size, classes=4, channels=1)
+    poses = torch.cat([p.rot90(k, (-2, -1)) for p in (patterns, patterns.mT) for k in range(4)])
+    distance = torch.cdist(poses.flatten(1), poses.flatten(1)) / size
+    assert distance.fill_diagonal_(torch.inf).min() > 0.2
+
+
+def test_synthetic_samples_share_one_problem():
+    train, test = synthetic(200, seed=0), synthetic(200, seed=1)
+    centres = torch.stack([train.images[train.labels == c].mean(0) for c in range(4)])
+    nearest = torch.cdist(test.images.flatten(1), centres.flatten(1)).argmin(1)
+    assert (nearest == test.labels).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("name", ["size", "classes", "channels"])
+def test_synthetic_refuses_sizes_below_one(name):
+    with pytest.raises(OptionError, match=f"{name} to be a positive integer; got 0"):
+        synthetic(4, **{name: 0})

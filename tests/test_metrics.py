@@ -1,0 +1,328 @@
+"""Each metric against its definition written out as loops, and against what it must average to."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.distributions import Categorical, kl_divergence
+
+from pyro_equivariance import CyclicGroup, metrics, regular
+from pyro_equivariance.errors import DataError, OptionError, SymmetryError
+from pyro_equivariance.metrics import Estimate
+
+SIGMAS = 4.5  # of a computed standard error: one failure in 150,000
+
+
+@dataclass(frozen=True)
+class Shift:
+    """The smallest action: element g of C_n rolls the n classes by g."""
+
+    n: int
+
+    @property
+    def group(self):
+        return range(self.n)
+
+    @property
+    def event_shape(self):
+        return torch.Size([self.n])
+
+    def act(self, g, y):
+        y = y.expand(*torch.broadcast_shapes(g.shape, y.shape[:-1]), self.n)
+        index = (torch.arange(self.n) - g.unsqueeze(-1)) % self.n
+        return y.gather(-1, index.expand_as(y))
+
+
+ACTIONS = {"invariant": None, "shift": Shift(4), "regular": regular(CyclicGroup(4))}
+ESTIMATORS = ("unbiased", "biased")
+
+
+def exact(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def random_draws(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def random_probs(*shape, seed=0):
+    return random_draws(*shape, seed=seed).softmax(-1)
+
+
+def moved(y, g, action):
+    return y if action is None else y.roll(int(g), -1)
+
+
+def naive_defect(outputs, action, estimator):
+    """The definitions, one pair of draws at a time."""
+    draws, order, images = outputs.shape[:3]
+    total = 0.0
+    for n in range(images):
+        for g in range(order):
+            d = [outputs[t, g, n] - moved(outputs[t, 0, n], g, action) for t in range(draws)]
+            if estimator == "biased":
+                total += sum(d).div(draws).square().sum().item()
+            else:
+                pairs = [(d[s] * d[t]).sum().item() for s in range(draws) for t in range(draws) if s != t]
+                total += sum(pairs) / (draws * (draws - 1))
+    return total / (order * images)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS.keys())
+class TestDefect:
+    def test_equals_the_double_loop(self, action, estimator):
+        outputs = random_draws(5, 4, 3, 4)
+        result = metrics.equivariance_defect(outputs, action=action, estimator=estimator)
+        assert result.value == pytest.approx(naive_defect(outputs, action, estimator), abs=1e-13)
+
+    def test_error_is_the_brute_force_jackknife(self, action, estimator):
+        outputs = random_draws(6, 4, 2, 4)
+        keep = [[s for s in range(6) if s != t] for t in range(6)]
+        values = exact([naive_defect(outputs[k], action, estimator) for k in keep])
+        expected = ((values - values.mean()).square().sum() * 5 / 6).sqrt().item()
+        result = metrics.equivariance_defect(outputs, action=action, estimator=estimator)
+        assert result.se == pytest.approx(expected, rel=1e-10)
+
+    def test_vanishes_on_equivariant_draws(self, action, estimator):
+        base = random_draws(3, 1, 5, 4)
+        outputs = torch.cat([moved(base, g, action) for g in range(4)], dim=1)
+        result = metrics.equivariance_defect(outputs, action=action, estimator=estimator)
+        assert result == Estimate(0.0, 0.0)
+
+    @pytest.mark.parametrize("chunk_size", [1, 2, 7, 1000])
+    def test_ignores_the_chunks(self, action, estimator, chunk_size):
+        options = {"action": action, "estimator": estimator}
+        outputs = random_draws(4, 4, 7, 4)
+        whole = metrics.equivariance_defect(outputs, chunk_size=7, **options)
+        parts = metrics.equivariance_defect(outputs, chunk_size=chunk_size, **options)
+        assert (parts.value, parts.se) == pytest.approx((whole.value, whole.se), rel=1e-12)
+
+    def test_accumulates_in_float64(self, action, estimator):
+        outputs = random_draws(4, 4, 3, 4).float()
+        options = {"action": action, "estimator": estimator}
+        narrow = metrics.equivariance_defect(outputs, **options)
+        assert narrow == metrics.equivariance_defect(outputs.double(), **options)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_defect_of_a_constant_counts_the_identity(estimator):
+    outputs = torch.zeros(3, 2, 1, 1, dtype=torch.float64)
+    outputs[:, 1] = 2.0
+    assert metrics.equivariance_defect(outputs, estimator=estimator) == Estimate(2.0, 0.0)
+
+
+def test_defect_takes_scalar_and_image_outputs():
+    outputs = random_draws(4, 3, 5)
+    scalar = metrics.equivariance_defect(outputs)
+    assert metrics.equivariance_defect(outputs[..., None, None]) == scalar
+    assert scalar.value == pytest.approx(naive_defect(outputs, None, "unbiased"), abs=1e-13)
+
+
+def test_two_draws_give_a_value_without_an_error():
+    outputs = random_draws(2, 4, 3, 4)
+    result = metrics.equivariance_defect(outputs)
+    assert result.value == pytest.approx(naive_defect(outputs, None, "unbiased"), abs=1e-13)
+    assert math.isnan(result.se)
+
+
+def simulate(mean, draws, repeats, estimator="unbiased", seed=1):
+    """Values and errors over repeats of ``f = mean + noise`` with independent standard Normal noise."""
+    noise = random_draws(repeats, draws, *mean.shape, seed=seed)
+    results = [metrics.equivariance_defect(mean + e, estimator=estimator) for e in noise]
+    return exact([(r.value, r.se) for r in results]).unbind(1)
+
+
+def assert_mean(values, expected):
+    error = (values.std() / math.sqrt(len(values))).item()
+    assert abs(values.mean().item() - expected) < SIGMAS * error
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+@pytest.mark.parametrize("draws", [2, 8])
+def test_default_defect_is_unbiased(scale, draws):
+    mean = scale * random_draws(4, 3, 2, seed=3)
+    truth = (mean - mean[:1]).square().sum(-1).mean().item()
+    values, _ = simulate(mean, draws, 600)
+    assert_mean(values, truth)
+
+
+@pytest.mark.parametrize(("order", "factor"), [(2, 1.0), (4, 1.5), (8, 1.75)])
+def test_biased_defect_has_its_documented_excess(order, factor):
+    classes, draws = 3, 5
+    values, _ = simulate(torch.zeros(order, 2, classes).double(), draws, 400, estimator="biased")
+    assert factor == 2 * (1 - 1 / order)
+    assert_mean(values, factor * classes / draws)
+
+
+@pytest.mark.parametrize(("scale", "ratio"), [(1.0, 1.0), (0.0, 2.0)], ids=["defect", "no defect"])
+def test_jackknife_matches_the_spread_over_repeats(scale, ratio):
+    """The squared error over the variance: 1, and 2 where the U-statistic is degenerate (Efron, Stein)."""
+    values, errors = simulate(scale * random_draws(4, 1, 2, seed=3), 30, 800)
+    relative = math.sqrt(2 / 800) * 1.5  # of a sample variance, with room for its heavier tails
+    found = errors.square().mean().item() / values.var().item()
+    assert abs(found / ratio - 1) < SIGMAS * relative
+
+
+def test_same_prediction_by_hand():
+    first = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.6, 0.4]])  # 3 of 4 as the identity's
+    second = torch.tensor([[0.2, 0.8], [0.8, 0.2], [0.9, 0.1], [0.7, 0.3]])  # only the identity itself
+    assert metrics.orbit_same_prediction(torch.stack([first, second], 1)).item() == 0.5
+
+
+def test_symmetric_kl_by_hand():
+    even, sure = exact([[0.5, 0.5]]), exact([[0.9, 0.1]])
+    one = metrics.symmetric_kl(torch.stack([even, sure]))
+    half = metrics.symmetric_kl(torch.stack([even, sure, even]))
+    assert one.item() == pytest.approx(0.4 * math.log(9), abs=1e-15)
+    assert half.item() == pytest.approx(0.2 * math.log(9), abs=1e-15)
+
+
+def test_symmetric_kl_equals_torch():
+    probs = random_probs(4, 6, 5)
+    p0, pg = Categorical(probs[:1]), Categorical(probs[1:])
+    expected = (kl_divergence(p0, pg) + kl_divergence(pg, p0)).mean()
+    torch.testing.assert_close(metrics.symmetric_kl(probs), expected)
+
+
+def test_symmetric_kl_is_finite_at_zero_probabilities():
+    sure = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    expected = -2 * math.log(torch.finfo(torch.float32).tiny)
+    assert metrics.symmetric_kl(sure).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_trivial_group_agrees_with_itself():
+    probs = random_probs(1, 6, 5)
+    assert metrics.symmetric_kl(probs).item() == 0
+    assert metrics.orbit_same_prediction(probs).item() == 1
+
+
+@pytest.mark.parametrize("action", [Shift(4), regular(CyclicGroup(4))], ids=["shift", "regular"])
+def test_an_action_moves_the_anchor(action):
+    base = random_probs(6, 4)
+    probs = torch.stack([base.roll(g, -1) for g in range(4)])
+    assert metrics.orbit_same_prediction(probs, action=action).item() == 1
+    assert metrics.symmetric_kl(probs, action=action).item() == 0
+    assert metrics.orbit_same_prediction(probs).item() == 0.25
+    assert metrics.symmetric_kl(probs).item() > 0.1
+
+
+def test_accuracy_and_likelihood_by_hand():
+    probs = exact([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4], [0.5, 0.4, 0.1]])
+    labels = torch.tensor([0, 2, 1])
+    assert metrics.accuracy(probs, labels).item() == pytest.approx(2 / 3)
+    nll = metrics.negative_log_likelihood(probs, labels).item()
+    assert nll == pytest.approx(-(math.log(0.7) + 2 * math.log(0.4)) / 3, abs=1e-15)
+
+
+def test_likelihood_of_the_impossible_is_finite():
+    nll = metrics.negative_log_likelihood(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    assert nll.item() == pytest.approx(-math.log(torch.finfo(torch.float32).tiny), rel=1e-6)
+
+
+def test_calibration_error_by_hand():
+    top = exact([0.4, 0.6, 0.7, 0.9])
+    probs = torch.stack([top, *((1 - top) / 3 for _ in range(3))], -1)
+    labels = torch.tensor([0, 1, 1, 0])
+    # bins (0, 1/2] and (1/2, 1]: |1 - 0.4| / 4 + |1/3 - 2.2/3| * 3 / 4
+    assert metrics.calibration_error(probs, labels, bins=2).item() == pytest.approx(0.45, abs=1e-15)
+    assert metrics.calibration_error(probs, labels, bins=1).item() == pytest.approx(0.15, abs=1e-15)
+
+
+def test_calibration_bins_are_closed_above():
+    probs = exact([[0.5, 0.5], [0.75, 0.25], [1.0, 0.0]])
+    labels = torch.tensor([0, 1, 0])
+    # 0.5 lies in (0, 1/2]; 0.75 and 1 in (1/2, 1], where the gaps are -0.75 and 0
+    assert metrics.calibration_error(probs, labels, bins=2).item() == pytest.approx(1.25 / 3)
+
+
+def naive_calibration(probs, labels, bins):
+    total = 0.0
+    confidence, prediction = probs.max(-1)
+    for b in range(bins):
+        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
+        if inside.any():
+            correct = (prediction == labels)[inside].double().mean()
+            total += (correct - confidence[inside].mean()).abs().item() * inside.double().mean().item()
+    return total
+
+
+@pytest.mark.parametrize("bins", [1, 7, 15])
+def test_calibration_error_equals_the_loop(bins):
+    probs = random_probs(200, 4)
+    labels = torch.randint(4, (200,), generator=torch.Generator().manual_seed(2))
+    found = metrics.calibration_error(probs, labels, bins).item()
+    assert found == pytest.approx(naive_calibration(probs, labels, bins), abs=1e-13)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "negative_log_likelihood", "calibration_error"])
+def test_leading_orbit_axes_are_pooled(name):
+    metric = getattr(metrics, name)
+    probs, labels = random_probs(2, 4, 9, 3), torch.arange(9) % 3
+    flat = metric(probs.reshape(-1, 3), labels.repeat(8))
+    torch.testing.assert_close(metric(probs, labels), flat)
+    torch.testing.assert_close(metric(probs, labels.expand(4, 9)), flat)
+    torch.testing.assert_close(metric(probs, labels.to(torch.uint8)), flat)
+
+
+def test_labels_may_move():
+    probs = random_probs(4, 9, 3)
+    assert metrics.accuracy(probs, probs.argmax(-1)).item() == 1
+
+
+DRAWS, PROBS, LABELS = random_draws(3, 4, 2, 5), random_probs(4, 6, 3), torch.arange(6) % 3
+NAN = torch.full((3, 4, 2, 5), torch.nan)
+
+BAD = {
+    "draws ndim": (DataError, r"shape \(T, \|G\|, N", lambda: metrics.equivariance_defect(DRAWS[0, 0])),
+    "no images": (DataError, "not empty", lambda: metrics.equivariance_defect(DRAWS[:, :, :0])),
+    "one draw": (DataError, "at least 2", lambda: metrics.equivariance_defect(DRAWS[:1])),
+    "NaN draws": (DataError, "finite outputs", lambda: metrics.equivariance_defect(NAN)),
+    "estimator": (OptionError, "'biased'", lambda: metrics.equivariance_defect(DRAWS, estimator="mean")),
+    "chunk": (OptionError, "chunk_size", lambda: metrics.equivariance_defect(DRAWS, chunk_size=0)),
+    "group size": (
+        SymmetryError,
+        "4 elements; got 5",
+        lambda: metrics.equivariance_defect(DRAWS, action=Shift(5)),
+    ),
+    "event shape": (
+        SymmetryError,
+        r"\(5,\); got \(4,\)",
+        lambda: metrics.equivariance_defect(DRAWS, action=Shift(4)),
+    ),
+    "classes moved": (SymmetryError, r"\(3,\)", lambda: metrics.symmetric_kl(PROBS, action=Shift(4))),
+    "orbit ndim": (DataError, r"\(\|G\|, N, K\)", lambda: metrics.orbit_same_prediction(PROBS[0])),
+    "logits": (DataError, "softmax", lambda: metrics.symmetric_kl(DRAWS[0])),
+    "negative": (
+        DataError,
+        "non-negative",
+        lambda: metrics.accuracy(torch.tensor([[1.5, -0.5]]), LABELS[:1]),
+    ),
+    "not a sum of one": (DataError, "sum to one", lambda: metrics.accuracy(0.9 * PROBS, LABELS)),
+    "NaN probs": (DataError, "finite probs", lambda: metrics.accuracy(PROBS * torch.nan, LABELS)),
+    "probs ndim": (DataError, r"\(\.\.\., N, K\)", lambda: metrics.accuracy(PROBS[0, 0], LABELS[:1])),
+    "integer probs": (DataError, "floats", lambda: metrics.accuracy(PROBS.long(), LABELS)),
+    "labels length": (DataError, r"\(6,\).*got \(5,\)", lambda: metrics.accuracy(PROBS, LABELS[:5])),
+    "labels ndim": (DataError, "one label per image", lambda: metrics.accuracy(PROBS, LABELS[0])),
+    "labels high": (DataError, r"0\.\.2.*got 0\.\.3", lambda: metrics.accuracy(PROBS, torch.arange(6) % 4)),
+    "labels low": (DataError, r"0\.\.2.*got -1", lambda: metrics.negative_log_likelihood(PROBS, LABELS - 1)),
+    "float labels": (DataError, "integer labels", lambda: metrics.calibration_error(PROBS, LABELS / 1)),
+    "bins": (OptionError, "bins", lambda: metrics.calibration_error(PROBS, LABELS, bins=0)),
+}
+
+
+@pytest.mark.parametrize(("kind", "match", "call"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_named_in_one_line(kind, match, call):
+    with pytest.raises(kind, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_action_that_flips_signs_is_refused():
+    class Negate(Shift):
+        def act(self, g, y):
+            return y * (1 - 2 * (g % 2)).unsqueeze(-1)
+
+    with pytest.raises(DataError, match="permutes the classes"):
+        metrics.symmetric_kl(random_probs(2, 3, 2), action=Negate(2))
