@@ -1,11 +1,13 @@
 """Variational posteriors that respect a symmetry, for Pyro."""
 
+import importlib
+
 from . import handlers, metrics
 from .errors import ClosednessError, DataError, LayerError, OptionError, SymmetryError
 from .expansion import expand, symmetrize_
 from .families import is_closed, kl, mean, natural, push_forward
 from .groups import CyclicGroup, DihedralGroup, Group, PermutationGroup, ProductGroup, SignGroup, SymmetricGroup
-from .guides import AutoMeanFieldNormal, AutoSymmetricNormal
+from .guides import AutoMeanFieldNormal, AutoSymmetricNormal, FractionOfPrior
 from .networks import BayesianNetwork, FanIn, network_symmetry
 from .prediction import orbit_predict, predict
 from .representations import (
@@ -24,6 +26,17 @@ from .training import FitResult, SymmetrizeAt, fit
 
 __version__ = "0.1.0"
 
+_LAZY = {"diagnostics": "diagnostics", "plots": "plots", "to_arviz": "diagnostics"}
+
+
+def __getattr__(name: str):
+    """Import what needs ArviZ or matplotlib when it is first asked for, so that importing the package stays quick."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_LAZY[name]}", __name__)
+    return module if name == _LAZY[name] else getattr(module, name)
+
+
 __all__ = [
     "AutoMeanFieldNormal",
     "AutoSymmetricNormal",
@@ -34,6 +47,7 @@ __all__ = [
     "DihedralGroup",
     "FanIn",
     "FitResult",
+    "FractionOfPrior",
     "Group",
     "LayerError",
     "OptionError",
@@ -60,10 +74,12 @@ __all__ = [
     "network_symmetry",
     "orbit_predict",
     "permutation",
+    "plots",
     "predict",
     "push_forward",
     "regular",
     "signed_permutation",
     "symmetrize_",
+    "to_arviz",
     "trivial",
 ]

@@ -158,7 +158,7 @@ def _mean_field(model, locs, scales) -> AutoMeanFieldNormal:
         # A reparametrized site is asked for as well; it takes its value from its base.
         return locs[site["name"]].clone() if site["name"] in locs else init_to_feasible(site)
 
-    return AutoMeanFieldNormal(model, init_loc_fn=init_loc_fn, init_scale=scales)
+    return AutoMeanFieldNormal(model, init_loc_fn=init_loc_fn, init_scale=lambda site: scales[site["name"]])
 
 
 def _moments(guide, arguments) -> dict[str, tuple[Tensor, Tensor]]:

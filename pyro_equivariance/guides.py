@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from operator import attrgetter
 
 import pyro
@@ -38,15 +39,16 @@ class AutoDirectNormal(AutoGuide):
     :param model: a Pyro model.
     :param init_loc_fn: as in Pyro's autoguides; ``None`` starts a :class:`~pyro_equivariance.BayesianNetwork` at its
         network's values and any other model at :func:`~pyro.infer.autoguide.init_to_feasible`.
-    :param init_scale: the initial standard deviation (in unconstrained space), or a dict of tensors by site.
+    :param init_scale: the initial standard deviation (in unconstrained space), or a callable from the prototype's site
+        to a tensor of them, such as :class:`FractionOfPrior`.
     :param create_plates: as in Pyro's autoguides.
     """
 
     always_invariant = False
 
     def __init__(self, model, init_loc_fn: Callable | None = None, init_scale=0.1, create_plates=None):
-        if not isinstance(init_scale, Mapping) and not (isinstance(init_scale, (int, float)) and init_scale > 0):
-            raise OptionError(f"Expected init_scale to be positive, or a dict of tensors by site; got {init_scale!r}.")
+        if not callable(init_scale) and not (isinstance(init_scale, (int, float)) and init_scale > 0):
+            raise OptionError(f"Expected init_scale to be positive, or a callable from a site; got {init_scale!r}.")
         if init_loc_fn is None:
             init_loc_fn = model.init_loc_fn if isinstance(model, NetworkModel) else init_to_feasible
         super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
@@ -72,15 +74,15 @@ class AutoDirectNormal(AutoGuide):
             _check_continuous(name, site)
             with helpful_support_errors(site):
                 loc = biject_to(site["fn"].support).inv(site["value"].detach()).detach().clone()
-            loc, scale = self._start(name, loc, self._scale_like(name, loc))
+            loc, scale = self._start(name, loc, self._first_scale(site, loc))
             event_dim = site["fn"].event_dim + loc.ndim - site["value"].ndim
             self._event_dims[name] = event_dim
             deep_setattr(self.locs, name, PyroParam(loc, constraints.real, event_dim))
             deep_setattr(self.scales, name, PyroParam(scale, constraints.softplus_positive, event_dim))
 
-    def _scale_like(self, name: str, loc: Tensor) -> Tensor:
-        if isinstance(self._init_scale, Mapping):
-            return self._init_scale[name].detach().clone()
+    def _first_scale(self, site: dict, loc: Tensor) -> Tensor:
+        if callable(self._init_scale):
+            return self._init_scale(site).detach().expand_as(loc).clone()
         return torch.full_like(loc, self._init_scale)
 
     def get_posterior(self, name: str) -> dist.Distribution:
@@ -120,6 +122,24 @@ class AutoDirectNormal(AutoGuide):
         return results
 
 
+@dataclass(frozen=True)
+class FractionOfPrior:
+    """For ``init_scale``: each site starts with this fraction of its prior's standard deviation.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> model = pe.BayesianNetwork(torch.nn.Linear(4, 3), prior=2.0)
+    >>> guide = pe.AutoMeanFieldNormal(model, init_scale=pe.FractionOfPrior(0.1))
+    >>> guide.initialize(torch.zeros(1, 4), torch.zeros(1).long())
+    >>> round(float(guide.get_posterior("bias").base_dist.scale[0].detach()), 4)
+    0.2
+    """
+
+    fraction: float
+
+    def __call__(self, site: dict) -> Tensor:
+        return self.fraction * site["fn"].stddev
+
+
 class AutoMeanFieldNormal(AutoDirectNormal):
     """Independent Normals: ``θ_i ~ N(μ_i, σ_i²)`` for every entry of every site.
 
@@ -151,7 +171,7 @@ class AutoSymmetricNormal(AutoDirectNormal):
     :param str rule: ``"geometric"``, ``"arithmetic"`` or ``"projection"``.
     :param init_loc_fn: as in Pyro's autoguides; its values are projected onto the invariant ones and brought back to
         their size.
-    :param init_scale: the initial standard deviation, or a dict of tensors by site.
+    :param init_scale: the initial standard deviation, or a callable from a site.
     :raises SymmetryError: for a site without a representation, or one of the wrong shape.
     :raises ClosednessError: if the action does not keep a mean-field Normal.
 

@@ -12,7 +12,7 @@ from .symmetry import Symmetry
 
 @torch.no_grad()
 def predict(model: Callable, guide: Callable, x: Tensor, draws: int = 100) -> Tensor:
-    """The mean of the observation's law under each posterior draw: ``E[y | x_n, θ_t]``, for classes ``p(y | x_n, θ_t)``.
+    """The mean of the observation's law under each draw: ``E[y | x_n, θ_t]``, for classes their probabilities.
 
     :param model: a Pyro model ``model(x)`` with one observation site.
     :param guide: its guide, initialised.

@@ -15,6 +15,8 @@ from torch import Tensor
 from .errors import SymmetryError
 from .groups import CyclicGroup, DihedralGroup, Group, Subgroup
 
+ENTRY_TOLERANCE = 1e-6
+
 
 class Representation(ABC):
     """An action ``ρ(g)`` of ``group`` on tensors of shape ``(..., *event_shape)``.
@@ -57,6 +59,11 @@ class Representation(ABC):
     @abstractmethod
     def is_orthogonal(self) -> bool:
         """Whether every ``ρ(g)`` keeps lengths."""
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether every ``ρ(g)`` is linear (all but :func:`angle` are)."""
+        return True
 
     @property
     def dual(self) -> "Representation":
@@ -104,6 +111,7 @@ class Representation(ABC):
         (:attr:`~pyro_equivariance.groups.Group.transversals`), and holds a few copies of ``x`` at a time.
         """
         self.check_shape(x)
+        self._need_linear("a mean over the orbit")
         for coset in self.group.transversals:
             total = x
             for g in coset[1:]:
@@ -113,6 +121,7 @@ class Representation(ABC):
 
     def matrix(self, g: Tensor | int) -> Tensor:
         """The dense matrix of ``ρ(g)`` on the flattened event, shape ``(*g.shape, n, n)``; for small events."""
+        self._need_linear("a matrix")
         g = self.group.as_elements(g)
         n = self.event_shape.numel()
         basis = torch.eye(n, dtype=torch.get_default_dtype()).reshape(n, *self.event_shape)
@@ -134,6 +143,10 @@ class Representation(ABC):
                 f"Expected a tensor that ends in the shape {tuple(self.event_shape)} of {self}; "
                 f"got shape {tuple(x.shape)}."
             )
+
+    def _need_linear(self, what: str) -> None:
+        if not self.is_linear:
+            raise SymmetryError(f"Expected a linear representation for {what}; {self} shifts angles.")
 
     def __mul__(self, other: "Representation") -> "Representation":
         return Product(self, other)
@@ -192,11 +205,6 @@ class SignedPermutation(Representation):
     def _modulus(self, power):
         return self if self._signs is None else SignedPermutation(self.group, self._permutations)
 
-    def permute_values(self, g: Tensor, values: Tensor) -> Tensor:
-        """``σ_g(values)``: how an index along the axis (a class label) moves; ``g`` and ``values`` broadcast."""
-        table = self._permutations.to(values.device)
-        return table[g.to(values.device), values]
-
     def _key(self):
         return (_values(self._permutations), None if self._signs is None else _values(self._signs))
 
@@ -213,11 +221,11 @@ class MatrixRepresentation(Representation):
 
     @cached_property
     def _support(self) -> Tensor:
-        return self._matrices.abs() > 1e-9
+        return self._matrices.abs() > ENTRY_TOLERANCE
 
     @property
     def is_permutation(self):
-        return self.is_monomial and bool(((self._matrices - 1).abs()[self._support] < 1e-9).all())
+        return self.is_monomial and bool(((self._matrices - 1).abs()[self._support] < ENTRY_TOLERANCE).all())
 
     @property
     def is_monomial(self):
@@ -226,7 +234,7 @@ class MatrixRepresentation(Representation):
     @property
     def is_orthogonal(self):
         products = self._matrices.mT @ self._matrices
-        return bool((products - torch.eye(products.shape[-1])).abs().max() < 1e-6)
+        return bool((products - torch.eye(products.shape[-1])).abs().max() < ENTRY_TOLERANCE)
 
     @property
     def dual(self):
@@ -234,6 +242,7 @@ class MatrixRepresentation(Representation):
         return self if self.is_orthogonal else MatrixRepresentation(self.group, inverses.mT)
 
     def _act(self, g, x, dim=-1):
+        x = _as_floating(x)
         matrices = self._matrices.to(x)[g if isinstance(g, int) else g.to(x.device)]
         return torch.matmul(_between(matrices, dim, 2), x.movedim(dim, -1)[..., None])[..., 0].movedim(-1, dim)
 
@@ -251,19 +260,16 @@ class MatrixRepresentation(Representation):
 class Angle(Representation):
     """``ρ(g) x = r_g x + a_g`` on angles in radians, wrapped to ``[-π, π)``; not linear, so without a matrix."""
 
-    is_permutation = is_monomial = is_orthogonal = False
+    is_permutation = is_monomial = is_orthogonal = is_linear = False
 
     def __init__(self, group: Group, shifts: Tensor, reflections: Tensor):
         self.group, self._shifts, self._reflections = group, shifts, reflections
         self.event_shape = torch.Size(())
 
     def _act(self, g, x, dim=-1):
-        g = g if isinstance(g, int) else g.to(x.device)
-        moved = self._reflections.to(x)[g] * x + self._shifts.to(x)[g]
+        x = _as_floating(x)
+        moved = _row(self._reflections, g, dim, x.device).to(x) * x + _row(self._shifts, g, dim, x.device).to(x)
         return torch.remainder(moved + math.pi, 2 * math.pi) - math.pi
-
-    def matrix(self, g):
-        raise SymmetryError("Expected a linear representation; an angle is shifted, which no matrix does.")
 
     def _modulus(self, power):
         raise SymmetryError("Expected a linear representation; an angle has no modulus.")
@@ -286,6 +292,7 @@ class Product(Representation):
     is_permutation = property(lambda self: self.left.is_permutation and self.right.is_permutation)
     is_monomial = property(lambda self: self.left.is_monomial and self.right.is_monomial)
     is_orthogonal = property(lambda self: self.left.is_orthogonal and self.right.is_orthogonal)
+    is_linear = property(lambda self: self.left.is_linear and self.right.is_linear)
     dual = property(lambda self: Product(self.left.dual, self.right.dual))
 
     def _act(self, g, x, dim=-1):
@@ -319,6 +326,7 @@ class DirectSum(Representation):
     is_permutation = property(lambda self: self.left.is_permutation and self.right.is_permutation)
     is_monomial = property(lambda self: self.left.is_monomial and self.right.is_monomial)
     is_orthogonal = property(lambda self: self.left.is_orthogonal and self.right.is_orthogonal)
+    is_linear = property(lambda self: self.left.is_linear and self.right.is_linear)
     dual = property(lambda self: DirectSum(self.left.dual, self.right.dual))
 
     def _act(self, g, x, dim=-1):
@@ -351,6 +359,7 @@ class Reshaped(Representation):
     is_permutation = property(lambda self: self.base.is_permutation)
     is_monomial = property(lambda self: self.base.is_monomial)
     is_orthogonal = property(lambda self: self.base.is_orthogonal)
+    is_linear = property(lambda self: self.base.is_linear)
     dual = property(lambda self: Reshaped(self.base.dual, self.event_shape))
 
     def _act(self, g, x, dim=-1):
@@ -383,6 +392,7 @@ class Pullback(Representation):
     is_permutation = property(lambda self: self.base.is_permutation)
     is_monomial = property(lambda self: self.base.is_monomial)
     is_orthogonal = property(lambda self: self.base.is_orthogonal)
+    is_linear = property(lambda self: self.base.is_linear)
     dual = property(lambda self: Pullback(self.group, self.base.dual, self._map))
 
     def _act(self, g, x, dim=-1):
@@ -438,7 +448,7 @@ def signed_permutation(group: Group, permutations=None, signs=None) -> Represent
     """
     permutations = _permutation_table(group, permutations)
     if signs is not None:
-        signs = _table(group, signs, "signs").long()
+        signs = _integers(group, signs, "signs")
         if signs.shape != permutations.shape or not bool((signs.abs() == 1).all()):
             raise SymmetryError(f"Expected signs ±1 of shape {tuple(permutations.shape)}; got {signs.tolist()}.")
     rep = SignedPermutation(group, permutations, signs)
@@ -468,7 +478,7 @@ def matrix(group: Group, matrices) -> Representation:
     >>> pe.matrix(pe.SignGroup(), [[[1.0]], [[-1.0]]]).act(1, torch.tensor([2.0])).tolist()
     [-2.0]
     """
-    matrices = _table(group, matrices, "matrices").to(torch.get_default_dtype())
+    matrices = _table(group, matrices, "matrices").to(torch.float64)
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
         raise SymmetryError(f"Expected matrices of shape ({len(group)}, n, n); got {tuple(matrices.shape)}.")
     return _checked(MatrixRepresentation(group, matrices))
@@ -486,7 +496,7 @@ def angle(group: Group, shifts, reflections=None) -> Representation:
     >>> round(float(turn.act(2, torch.tensor(1.0))), 4)
     -2.1416
     """
-    shifts = _table(group, shifts, "shifts").to(torch.get_default_dtype())
+    shifts = _table(group, shifts, "shifts").to(torch.float64)
     reflections = torch.ones(len(group)) if reflections is None else _table(group, reflections, "reflections")
     return _checked(Angle(group, shifts, reflections), torch.tensor([0.3, 1.9, -2.5]), wrap=2 * math.pi)
 
@@ -541,9 +551,13 @@ def _take(x: Tensor, table: Tensor, g: int | Tensor, dim: int) -> Tensor:
     return x.gather(dim, index.expand(*shape))
 
 
+def _as_floating(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() or x.is_complex() else x.to(torch.get_default_dtype())
+
+
 def _row(table: Tensor, g: int | Tensor, dim: int, device) -> Tensor:
     row = table.to(device)[g if isinstance(g, int) else g.to(device)]
-    return row.reshape(*row.shape, *[1] * (-1 - dim))
+    return row.reshape((*row.shape, *[1] * (-1 - dim)))
 
 
 def _between(rows: Tensor, dim: int, event_dims: int) -> Tensor:
@@ -559,7 +573,7 @@ def _permutation_table(group: Group, permutations) -> Tensor:
         if not hasattr(group, "permutations"):
             raise SymmetryError(f"Expected permutations of shape ({len(group)}, n): {group} has none of its own.")
         return group.permutations(group.elements)
-    table = _table(group, permutations, "permutations").long()
+    table = _integers(group, permutations, "permutations")
     if table.ndim != 2 or not torch.equal(table.sort(-1).values, torch.arange(table.shape[-1]).expand_as(table)):
         raise SymmetryError(f"Expected each row to be a permutation of 0 .. n-1; got {table.tolist()}.")
     return table
@@ -573,20 +587,27 @@ def _table(group: Group, values, what: str) -> Tensor:
     return values
 
 
+def _integers(group: Group, values, what: str) -> Tensor:
+    values = _table(group, values, what)
+    if not torch.equal(values, values.round()):
+        raise SymmetryError(f"Expected integers as {what}; got {values.tolist()}.")
+    return values.long()
+
+
 def _checked(rep: Representation, probe: Tensor | None = None, wrap: float | None = None) -> Representation:
-    """``rep`` itself, once ``ρ(s) ρ(g) = ρ(sg)`` was seen for every generator ``s`` and every ``g``."""
+    """``rep`` itself, once ``ρ(e) = 1`` and, for generators ``s``, ``ρ(s) ρ(g) = ρ(sg)`` were seen."""
     group = rep.group
     x = torch.randn(rep.event_shape, generator=torch.Generator().manual_seed(0)) if probe is None else probe
     orbit = rep._act(group.elements[:, None] if x.ndim > len(rep.event_shape) else group.elements,
                      x.expand(len(group), *x.shape))  # fmt: skip
-    for s in (0, *group.generators):
-        expected = orbit[group.compose(s, group.elements)]
-        gap = rep._act(s, orbit) - expected
+    gaps = {s: rep._act(s, orbit) - orbit[group.compose(s, group.elements)] for s in group.generators}
+    for s, gap in ({0: orbit[0] - x} | gaps).items():
         if wrap is not None:
             gap = torch.remainder(gap + wrap / 2, wrap) - wrap / 2
-        if gap.abs().max() > 1e-4 * x.abs().max():
+        if not gap.abs().max() <= 1e-4 * x.abs().max():
             raise SymmetryError(
-                f"Expected rows that compose as {group} does, ρ(s)ρ(g) = ρ(sg); they do not for s = {group.names[s]!r}."
+                f"Expected rows that compose as {group} does, ρ(e) = 1 and ρ(s)ρ(g) = ρ(sg); they do not for "
+                f"s = {group.names[s]!r}."
             )
     return rep
 

@@ -119,7 +119,9 @@ def fit(
     seed: int = 0,
     progress: bool = True,
 ) -> FitResult:
-    """Maximise ``E_q[log p(y | x, θ)] − β KL(q ‖ prior)`` by minibatches; two runs with one seed agree bit for bit on CPU.
+    """Maximise ``E_q[log p(y | x, θ)] − β KL(q ‖ prior)`` by minibatches.
+
+    Two runs with one seed agree bit for bit on a CPU.
 
     :param model: a Pyro model, for example ``pe.handlers.augment(model, symmetry)``.
     :param guide: its guide; trained in place. A guide without parameters yet gets them from the first batch.

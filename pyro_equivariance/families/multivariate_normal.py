@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..representations import Angle, Representation
+from ..representations import Representation
 from .base import Family, register
 
 
@@ -38,7 +38,7 @@ class MultivariateNormalFamily(Family):
         return moved, moved * moved
 
     def is_closed(self, rep: Representation) -> bool:
-        return len(rep.event_shape) == 1 and not isinstance(rep, Angle)
+        return len(rep.event_shape) == 1 and rep.is_linear
 
 
 register(torch.distributions.MultivariateNormal, MultivariateNormalFamily())

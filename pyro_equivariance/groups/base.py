@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -242,6 +243,6 @@ class Subgroup(Group):
 
 def positive_int(value, what: str) -> int:
     """``value`` as a positive int, or a :class:`SymmetryError` that says what it is."""
-    if isinstance(value, bool) or int(value) != value or value < 1:
+    if not isinstance(value, Real) or isinstance(value, bool) or value < 1 or value % 1:
         raise SymmetryError(f"Expected {what} to be a positive integer; got {value!r}.")
     return int(value)

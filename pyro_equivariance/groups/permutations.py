@@ -157,6 +157,6 @@ def cycles(permutation) -> str:
 
 def _checked_row(row) -> tuple[int, ...]:
     row = tuple(row) if isinstance(row, (list, tuple)) else (row,)
-    if sorted(row) != list(range(len(row))):
+    if not all(type(i) is int for i in row) or sorted(row) != list(range(len(row))):
         raise SymmetryError(f"Expected a permutation of 0 .. {len(row) - 1}; got {row}.")
     return row

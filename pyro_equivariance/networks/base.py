@@ -58,7 +58,7 @@ class Reader:
             rep = self.outputs or trivial(self.group, count)
             if rep.event_shape != (count,):
                 raise LayerError(
-                    f"Expected outputs= on shape ({count},), the output of layer {name!r}; got {tuple(rep.event_shape)}."
+                    f"Expected outputs= on shape ({count},) of layer {name!r}; got {tuple(rep.event_shape)}."
                 )
             return rep
         check_option("hidden", self.hidden, HIDDEN)

@@ -115,11 +115,14 @@ class BayesianNetwork(NetworkModel):
         return output
 
     def check_data(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Raise a :class:`DataError` unless integer labels ``y`` are classes of the network's output."""
-        if y is None or y.is_floating_point():
+        """Raise a :class:`DataError` unless the labels ``y`` of a categorical likelihood are its classes."""
+        if y is None:
             return
         with torch.no_grad():
-            classes = self.net(x[:1]).shape[-1]
+            law = self.likelihood(self.net(x[:1]))
+        if not isinstance(law, dist.Categorical):
+            return
+        classes = law.probs.shape[-1]
         if int(y.min()) < 0 or int(y.max()) >= classes:
             raise DataError(
                 f"Expected labels between 0 and {classes - 1}, the network's outputs; got {int(y.min())} to "

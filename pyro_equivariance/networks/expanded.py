@@ -1,11 +1,13 @@
 """Orbit expansion of one parameter: the moved copies of a small tensor, arranged as blocks of a large one."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..errors import check_option
+from ..groups import Group
 from ..representations import Representation
 
 ARRANGEMENTS = ("free", "gcnn", "row_constant")
@@ -80,9 +82,8 @@ class SiteExpansion:
 
     def _row(self, kernels: Tensor, g: int) -> Tensor:
         """The blocks ``ρ(g) V_{g⁻¹h}`` for all ``h``, side by side along the input axis."""
-        group = self.rep.group
-        order = group.compose(group.inverse(g), group.elements).to(kernels.device)
-        moved = self.rep.act(g, kernels.index_select(-self._events - 1, order))
+        order = _quotients(self.rep.group)[g].to(kernels.device)
+        moved = self.rep._act(g, kernels.index_select(-self._events - 1, order))
         return _join(moved.movedim(-self._events - 1, 0), self._axis(1))
 
     def _of_scales(self) -> "SiteExpansion":
@@ -96,10 +97,16 @@ class SiteExpansion:
         return i - self._events
 
 
+@lru_cache(maxsize=32)
+def _quotients(group: Group) -> Tensor:
+    """``g⁻¹h`` for all ``g`` (rows) and ``h``."""
+    return group.compose(group.inverse(group.elements)[:, None], group.elements)
+
+
 def _moved_back(rep: Representation, x: Tensor) -> Tensor:
     """``ρ(k)⁻¹ x`` for every ``k``, along an axis just before the event."""
     inverses = rep.group.inverse(rep.group.elements).tolist()
-    return torch.stack([rep.act(k, x) for k in inverses], -len(rep.event_shape) - 1)
+    return torch.stack([rep._act(k, x) for k in inverses], -len(rep.event_shape) - 1)
 
 
 def _join(blocks: Tensor, axis: int) -> Tensor:

@@ -69,8 +69,10 @@ def widen_network(net: nn.Module, group: Group, input_shape, outputs: Representa
     for name, before_is_hidden in walk.layers.items():
         inputs = len(group) if before_is_hidden else 1
         outputs_factor = 1 if name == walk.reader.last else len(group)
-        parent, _, leaf = name.rpartition(".")
-        setattr(big.get_submodule(parent), leaf, widened(net.get_submodule(name), inputs, outputs_factor))
+        small, wide = big.get_submodule(name), widened(net.get_submodule(name), inputs, outputs_factor)
+        for alias in [n for n, module in big.named_modules(remove_duplicate=False) if module is small]:
+            parent, _, leaf = alias.rpartition(".")
+            setattr(big.get_submodule(parent), leaf, wide)
     return big
 
 

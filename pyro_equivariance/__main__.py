@@ -1,0 +1,7 @@
+"""``python -m pyro_equivariance``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

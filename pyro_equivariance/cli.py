@@ -1,0 +1,79 @@
+"""The command line: ``pyro-equivariance compare``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+
+from . import __version__
+from .errors import SymmetryError
+from .experiments.base import CONVENTIONS, GROUPS, Config
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser; the defaults are those of :class:`~pyro_equivariance.experiments.Config`."""
+    top = argparse.ArgumentParser(
+        prog="pyro-equivariance", description="Variational posteriors that respect a symmetry."
+    )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = top.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser(
+        "compare",
+        help="train the baseline and each symmetrization on one data set, and say which one to use",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default = Config()
+    add = sub.add_argument
+    add("--data", default=default.data, help="digits, a folder with IDX files, or a .npz with images and labels")
+    add("--group", default=default.group, help=f"one of {', '.join(GROUPS)}")
+    add("--methods", default=default.methods, type=_words, help="names separated by commas, or all")
+    add("--train-size", default=default.train_size, type=int, help="training images")
+    add("--validation-size", default=default.validation_size, type=int, help="images that choose states and the method")
+    add("--test-size", default=default.test_size, type=int, help="test images; 0 for the rest, at most 1,000")
+    add("--epochs", default=default.epochs, type=int, help="passes over the training images")
+    add("--batch-size", default=default.batch_size, type=int, help="images in a minibatch")
+    add("--seeds", default=default.seeds, type=_integers, help="numbers separated by commas")
+    add("--kl-weight", default=default.kl_weight, type=float, help="weight of the KL, the same for every method")
+    add("--likelihood", default=default.likelihood, help=f"how moved copies count: {' or '.join(CONVENTIONS)}")
+    add("--learning-rate", default=default.learning_rate, type=float, help="Adam's, with a cosine decay")
+    add("--width", default=default.width, type=int, help="channels of the first layer")
+    add("--prior-gain", default=default.prior_gain, type=float, help="weights ~ N(0, gain² / fan-in)")
+    add("--prior-bias", default=default.prior_bias, type=float, help="biases ~ N(0, bias²)")
+    add("--init-scale", default=default.init_scale, type=float, help="initial scale, as a fraction of the prior's")
+    add("--draws", default=default.draws, type=int, help="posterior draws of an evaluation")
+    add("--device", default=default.device, help="cpu, cuda, ...")
+    add("--out", default=default.out, help="folder for results.json, posterior.nc, pictures and checkpoints")
+    add("--smoke", action="store_true", help="a tiny version of all of it, in seconds")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for what the user can mend, 130 if interrupted."""
+    options = vars(parser().parse_args(arguments))
+    try:
+        from .experiments.compare import compare
+
+        config = Config(**{f.name: options[f.name] for f in fields(Config)})
+        compare(config.smoke() if options["smoke"] else config, progress=sys.stderr.isatty())
+    except SymmetryError as error:
+        print(f"pyro-equivariance: error: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        notes = " ".join(getattr(error, "__notes__", ()))
+        print(f"pyro-equivariance: error: {error} {notes}".rstrip(), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pyro-equivariance: interrupted; results.json holds the runs that were finished.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, got {text!r}") from error

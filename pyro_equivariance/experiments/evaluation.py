@@ -1,0 +1,73 @@
+"""The numbers of one trained posterior, each with its definition."""
+
+import torch
+
+from .. import metrics
+from ..guides import AutoDirectNormal
+from ..prediction import orbit_predict
+from ..representations import image
+from ..symmetry import Symmetry
+from .base import Problem
+from .methods import Fitted
+
+DEFINITIONS = {
+    "method": "the name of the method, see the README",
+    "seed": "seed of the split, the start, the order of the data and all draws",
+    "accuracy": "fraction of upright test images whose most probable class is right",
+    "accuracy_orbit": "the same over all |G| moved copies of the test images",
+    "nll": "negative log predictive probability of the label, nats, mean over all moved copies",
+    "ece": "expected calibration error over all moved copies, 15 equal bins of the top probability",
+    "defect": "unbiased estimate of mean over x and g of |F(gx) - F(x)|^2, F the mean class probabilities; draws "
+    "common to the orbit, g = e included; may be slightly negative",
+    "defect_se": "its jackknife standard error over posterior draws",
+    "osp": "orbit same prediction: fraction of (x, g), g = e included, with argmax F(gx) = argmax F(x)",
+    "symmetric_kl": "KL(F(x)|F(gx)) + KL(F(gx)|F(x)) in nats, mean over x and g other than e",
+    "certificate": "a bound on the defect for all inputs; not computed yet",
+    "train_seconds": "wall-clock seconds of training, validation included",
+    "parameters": "number of real parameters of the guide",
+    "validation_nll": "nll on the validation images, which chooses the recommended method",
+    "exact": "whether the posterior predictive is equivariant for every value of the guide's parameters",
+}
+
+
+@torch.no_grad()
+def evaluate(problem: Problem, fitted: Fitted, name: str, seed: int) -> dict:
+    """The fields of one run, as ``DEFINITIONS`` says; touches the test images once."""
+    symmetry = inputs_symmetry(problem)
+    x, y = problem.splits.test
+    draws = orbit_predict(fitted.model, fitted.guide, symmetry, x, problem.config.draws)
+    probs = draws.double().mean(0)
+    defect = metrics.equivariance_defect(draws)
+    return {
+        "method": name,
+        "seed": seed,
+        "accuracy": float(metrics.accuracy(probs[0], y)),
+        "accuracy_orbit": float(metrics.accuracy(probs, y)),
+        "nll": float(metrics.negative_log_likelihood(probs, y)),
+        "ece": float(metrics.calibration_error(probs, y)),
+        "defect": defect.value,
+        "defect_se": defect.se,
+        "osp": float(metrics.orbit_same_prediction(probs)),
+        "symmetric_kl": float(metrics.symmetric_kl(probs)),
+        "certificate": None,
+        "train_seconds": fitted.seconds,
+        "parameters": count_parameters(fitted.guide),
+        "validation_nll": _validation_nll(problem, fitted, symmetry),
+        "exact": fitted.exact,
+    }
+
+
+def _validation_nll(problem: Problem, fitted: Fitted, symmetry: Symmetry) -> float:
+    x, y = problem.splits.validation
+    probs = orbit_predict(fitted.model, fitted.guide, symmetry, x, problem.config.draws).double().mean(0)
+    return float(metrics.negative_log_likelihood(probs, y))
+
+
+def inputs_symmetry(problem: Problem) -> Symmetry:
+    """The action on images alone: what predictions over an orbit need."""
+    return Symmetry(problem.group, {}, inputs=image(problem.group, problem.input_shape))
+
+
+def count_parameters(guide: AutoDirectNormal) -> int:
+    """The number of real parameters of a guide."""
+    return sum(p.numel() for p in guide.parameters())

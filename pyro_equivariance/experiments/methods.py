@@ -1,0 +1,169 @@
+"""The methods that ``compare`` compares: each trains a posterior on a problem and hands it back."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .. import handlers
+from ..expansion import expand
+from ..guides import AutoMeanFieldNormal, AutoSymmetricNormal
+from ..symmetry import Symmetry
+from ..training import FitResult, SymmetrizeAt, Training, fit
+from .base import Problem
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained posterior: the model and guide to predict with, and what training left behind.
+
+    ``kernels`` holds the first layer's mean kernels ``(K, h, w)`` before and after a one-shot symmetrization.
+    """
+
+    model: Callable
+    guide: Callable
+    history: dict[str, list[float]]
+    seconds: float
+    exact: bool
+    kernels: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A line of the table: its name, what it is in words, and how it trains."""
+
+    name: str
+    words: str
+    train: Callable[[Problem, int, bool], Fitted]
+
+
+@dataclass
+class _KernelWatch:
+    """Callback: keeps the first layer's mean kernels from before and after the one-shot symmetrization."""
+
+    shot: SymmetrizeAt
+    kernels: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, training: Training) -> None:
+        if training.epoch == self.shot.epoch:
+            self.kernels.append(first_kernels(training.guide))
+        self.shot(training)
+        if training.epoch == self.shot.epoch:
+            self.kernels.append(first_kernels(training.guide))
+
+
+@torch.no_grad()
+def first_kernels(guide, count: int = 8) -> Tensor:
+    """The mean of the first site's first kernels, ``(count, h, w)``."""
+    name = next(iter(guide.median()))
+    loc = guide.median()[name].cpu()
+    return loc.reshape(-1, *loc.shape[-2:])[:count]
+
+
+def baseline(problem: Problem, seed: int, progress: bool, augmented: bool = True) -> Fitted:
+    """A mean-field Normal, trained with or without random augmentation."""
+    net = problem.network(problem.config.width)
+    model = problem.model(net)
+    guide = AutoMeanFieldNormal(model, **problem.start)
+    moved = _augmented(problem, model, problem.symmetry(net, "regular")) if augmented else model
+    result = _fit(problem, moved, guide, problem.config.epochs, seed, progress, augmented)
+    return Fitted(model, guide, result.history, result.seconds, exact=False)
+
+
+def one_shot(problem: Problem, seed: int, progress: bool, rule: str, hidden: str) -> Fitted:
+    """The augmented baseline, its posterior averaged once, half way, and trained on."""
+    net = problem.network(problem.config.width)
+    model = problem.model(net)
+    guide = AutoMeanFieldNormal(model, **problem.start)
+    symmetry = problem.symmetry(net, hidden)
+    watch = _KernelWatch(SymmetrizeAt(problem.config.epochs // 2, symmetry, rule))
+    moved = _augmented(problem, model, symmetry)
+    result = _fit(problem, moved, guide, problem.config.epochs, seed, progress, callbacks=[watch])
+    return Fitted(model, guide, result.history, result.seconds, exact=False, kernels=tuple(watch.kernels))
+
+
+def always(problem: Problem, seed: int, progress: bool) -> Fitted:
+    """A guide that is averaged at every evaluation, trained on upright images."""
+    net = problem.network(problem.config.width)
+    model = problem.model(net)
+    guide = AutoSymmetricNormal(model, problem.symmetry(net, "regular"), rule="geometric", **problem.start)
+    result = _fit(problem, model, guide, problem.config.epochs, seed, progress, augmented=False)
+    return Fitted(model, guide, result.history, result.seconds, exact=True)
+
+
+def expansion(problem: Problem, seed: int, progress: bool) -> Fitted:
+    """A small network trained for half the epochs, expanded, and trained on with all its parameters free."""
+    half = problem.config.epochs // 2
+    net = problem.network(problem.config.width // len(problem.group))
+    small, symmetry = problem.model(net), problem.symmetry(net, "trivial")
+    guide = AutoMeanFieldNormal(small, **problem.start)
+    first = _fit(problem, _augmented(problem, small, symmetry), guide, half, seed, progress)
+    model, guide, large = expand(small, guide, symmetry, arrangement="gcnn", tie=None)
+    moved = _augmented(problem, model, large)
+    second = _fit(problem, moved, guide, problem.config.epochs - half, seed, progress)
+    history = {key: first.history[key] + second.history[key] for key in first.history}
+    return Fitted(model, guide, history, first.seconds + second.seconds, exact=False)
+
+
+def expansion_tied(problem: Problem, seed: int, progress: bool) -> Fitted:
+    """An expanded network whose sites are the small ones: every draw is equivariant; trained on upright images."""
+    net = problem.network(problem.config.width // len(problem.group))
+    model = handlers.expand(problem.model(net), problem.symmetry(net, "trivial"), arrangement="free")
+    guide = AutoMeanFieldNormal(model, **problem.start)
+    result = _fit(problem, model, guide, problem.config.epochs, seed, progress, augmented=False)
+    return Fitted(model, guide, result.history, result.seconds, exact=True)
+
+
+def _augmented(problem: Problem, model: Callable, symmetry: Symmetry) -> Callable:
+    return handlers.augment(model, symmetry, orbit="random", likelihood=problem.config.likelihood)
+
+
+def _fit(problem: Problem, model, guide, epochs: int, seed: int, progress: bool, augmented: bool = True,
+         callbacks=()) -> FitResult:  # fmt: skip
+    config = problem.config
+    # Where the orbit is not run through, the convention "sum" is "mean" with the KL weighted by 1/|G|.
+    counted = len(problem.group) if config.likelihood == "sum" and not augmented else 1
+    return fit(
+        model,
+        guide,
+        problem.splits.train,
+        epochs=epochs,
+        batch_size=config.batch_size,
+        optimizer=functools.partial(torch.optim.Adam, lr=config.learning_rate),
+        scheduler=functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
+        kl_weight=config.kl_weight / counted,
+        validation=problem.splits.validation,
+        validate_every=max(1, epochs // 10),
+        callbacks=callbacks,
+        seed=seed,
+        progress=progress,
+    )
+
+
+METHODS = {
+    m.name: m
+    for m in (
+        Method("baseline", "mean-field Normal, random augmentation", baseline),
+        Method("baseline-noaug", "mean-field Normal, no augmentation", functools.partial(baseline, augmented=False)),
+        Method(
+            "geometric",
+            "one-shot geometric average, hidden channels trivial",
+            functools.partial(one_shot, rule="geometric", hidden="trivial"),
+        ),
+        Method(
+            "arithmetic",
+            "one-shot arithmetic average, hidden channels trivial",
+            functools.partial(one_shot, rule="arithmetic", hidden="trivial"),
+        ),
+        Method(
+            "projection",
+            "one-shot projection, hidden channels regular",
+            functools.partial(one_shot, rule="projection", hidden="regular"),
+        ),
+        Method("always", "AutoSymmetricNormal, hidden channels regular", always),
+        Method("expansion", "small network, expanded half way (gcnn), then free", expansion),
+        Method("expansion-tied", "expanded network with tied samples (free), from the start", expansion_tied),
+    )
+}
