@@ -193,5 +193,7 @@ def _value(param: dict) -> Tensor:
 def _assign(param: dict, value: Tensor) -> None:
     """Write a constrained value into the leaf that a ``param`` message came from."""
     leaf = param["value"].unconstrained() if hasattr(param["value"], "unconstrained") else param["value"]
-    constraint = param["kwargs"].get("constraint", torch.distributions.constraints.real)
+    # A PyroModule asks for its parameters without their constraint, which the store then knows.
+    known = pyro.get_param_store()._constraints
+    constraint = known.get(param["name"], param["kwargs"].get("constraint", torch.distributions.constraints.real))
     leaf.copy_(transform_to(constraint).inv(value))

@@ -16,6 +16,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
 from pyro.nn import PyroModule, PyroParam
+from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor
 
 from .errors import OptionError, SymmetryError, check_option
@@ -56,6 +57,13 @@ class AutoDirectNormal(AutoGuide):
         self._init_scale = init_scale
         self._event_dims: dict[str, int] = {}
 
+    def __setstate__(self, state):
+        """A copy gets a name, and so parameters, of its own."""
+        super().__setstate__(state)
+        old, new = self._pyro_name, _own_name(type(self).__name__)
+        for module in self.modules():
+            module._pyro_name = new + module._pyro_name.removeprefix(old)
+
     @abstractmethod
     def _start(self, name: str, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -77,6 +85,10 @@ class AutoDirectNormal(AutoGuide):
             loc, scale = self._start(name, loc, self._first_scale(site, loc))
             event_dim = site["fn"].event_dim + loc.ndim - site["value"].ndim
             self._event_dims[name] = event_dim
+            for frame in site["cond_indep_stack"]:
+                if frame.full_size not in (None, frame.size):  # a subsampled plate: parameters for all of it
+                    dim = frame.dim - event_dim
+                    loc, scale = (periodic_repeat(t, frame.full_size, dim).contiguous() for t in (loc, scale))
             deep_setattr(self.locs, name, PyroParam(loc, constraints.real, event_dim))
             deep_setattr(self.scales, name, PyroParam(scale, constraints.softplus_positive, event_dim))
 

@@ -174,11 +174,12 @@ class ExpandedNetwork(NetworkModel):
         return self._tied(x, y)
 
     def init_loc_fn(self, site: dict) -> torch.Tensor:
-        """The expansion's start from the small network's own values."""
+        """The small network's own values; the kernels ``V_k`` of a free layer start independent of one another."""
         name = site["name"].removesuffix(BASE)
         if name == site["name"]:
             return init_to_feasible(site)
-        return self.expansions[name].start(self._small[name].detach()).clone()
+        large = self.big.net.get_parameter(name)
+        return self.expansions[name].fresh(self._small[name], large).detach().clone()
 
 
 def symmetrize(fn: Callable | None = None, symmetry: Symmetry | None = None, rule: str = "geometric"):

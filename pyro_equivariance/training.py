@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from .errors import DataError, OptionError
 from .expansion import symmetrize_
+from .handlers import ExpandedNetwork
 from .networks.bayesian import BayesianNetwork
 from .prediction import log_predictive
 from .symmetry import Symmetry
@@ -255,6 +256,7 @@ def _check(model, data, batch_size: int, epochs: int, kl_weight: float, kl_warmu
             f"Expected epochs ≥ 1, kl_weight > 0 and kl_warmup ≥ 0; got {epochs}, {kl_weight} and {kl_warmup}."
         )
     network = inspect.unwrap(model)
+    network = network.big if isinstance(network, ExpandedNetwork) else network
     if isinstance(network, BayesianNetwork):
         network.check_data(*data)
         if batch_size < len(data[0]) and network.size != len(data[0]):

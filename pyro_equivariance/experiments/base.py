@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pyro.infer.autoguide.initialization import init_to_sample
 from torch import nn
 
 from ..data import ImageData, Splits, load, split
@@ -114,8 +113,8 @@ class Problem:
 
     @property
     def start(self) -> dict:
-        """How every guide starts: a draw from the prior, with a fraction of its scale."""
-        return {"init_loc_fn": init_to_sample, "init_scale": FractionOfPrior(self.config.init_scale)}
+        """How every guide starts: at the network's own values, with a fraction of the prior's scale."""
+        return {"init_scale": FractionOfPrior(self.config.init_scale)}
 
 
 def make_problem(config: Config, data: ImageData, seed: int) -> Problem:
@@ -147,7 +146,7 @@ def convolutional_network(input_shape, classes: int, width: int) -> nn.Module:
     """Convolutions and poolings down to at most 7 × 7, one convolution over what is left, and a linear layer.
 
     Sizes stay even before each pooling (an odd size is first made even by a 4 × 4 kernel with padding 1), so that
-    rotations commute with all of it.
+    rotations commute with all of it. Weights start by He et al. (2015), biases at 0.
 
     :param input_shape: ``(C, H, W)``.
 
@@ -169,7 +168,10 @@ def convolutional_network(input_shape, classes: int, width: int) -> nn.Module:
         layers += [nn.Conv2d(channels, width, kernel, padding=padding), nn.ReLU(), nn.MaxPool2d(2)]
         channels, space = width, [side // 2 for side in space]
     layers += [nn.Conv2d(channels, 2 * width, space), nn.ReLU(), nn.Flatten(), nn.Linear(2 * width, classes)]
-    return nn.Sequential(*layers)
+    net = nn.Sequential(*layers)
+    for parameter in net.parameters():
+        nn.init.kaiming_normal_(parameter) if parameter.ndim > 1 else nn.init.zeros_(parameter)
+    return net
 
 
 def check_writable(out: str) -> Path:

@@ -90,6 +90,19 @@ class LayerRule(ABC):
         return layer
 
 
+@torch.no_grad()
+def resample(large: nn.Module, small: nn.Module) -> nn.Module:
+    """``large`` with parameters drawn from the entries of the small layer's, at the scale of its own fan-in.
+
+    So it keeps the kind of start that the small layer was given.
+    """
+    for wide, narrow in zip(large.parameters(), small.parameters(), strict=True):
+        entries = narrow.flatten()[torch.randint(narrow.numel(), wide.shape, device=narrow.device)]
+        shrink = narrow[0].numel() / wide[0].numel() if wide.ndim > 1 else 1.0
+        wide.copy_(entries * shrink**0.5)
+    return large
+
+
 def probe(feature: Feature, like: Tensor | None = None) -> Tensor:
     """A zero tensor of a batch of one with the feature's shape."""
     return torch.zeros(1, *feature.shape) if like is None else like.new_zeros(1, *feature.shape)

@@ -110,7 +110,8 @@ class BayesianNetwork(NetworkModel):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         weights = {name: pyro.sample(name, self.prior(name, p)) for name, p in self.net.named_parameters()}
         output = torch.func.functional_call(self.net, weights, (x,))
-        with pyro.plate("data", self.size or len(x), subsample=torch.arange(len(x)), device=x.device):
+        rows = torch.arange(len(x)) if self.size else None
+        with pyro.plate("data", self.size or len(x), subsample=rows, device=x.device):
             pyro.sample("y", self.likelihood(output), obs=y)
         return output
 

@@ -22,7 +22,8 @@ class SiteExpansion:
     - first layer (only the outputs are hidden): ``ρ(g) φ``, and so the bias of every hidden layer;
     - hidden layer, block ``(g, h)``, times ``1/√|G|``: ``ρ(g) V_{g⁻¹h}`` for ``free``, with ``V_k = ρ(k)⁻¹ φ`` for
       ``gcnn``, and ``ρ(h⁻¹) φ`` for ``row_constant`` (not equivariant: a negative control);
-    - last layer (only the inputs are hidden): ``ρ(h) φ``, times ``1/|G|``, for ``free`` ``1/√|G|``.
+    - last layer (only the inputs are hidden): ``ρ(h) φ``, times ``1/|G|``, for ``free`` ``1/√|G|``;
+    - its bias (neither): the orbit mean of ``φ``, which is ``φ`` itself where the outputs are invariant.
 
     :param Representation rep: the action on the small parameter.
     :param bool inputs: whether the layer's input channels are repeated.
@@ -63,11 +64,19 @@ class SiteExpansion:
         """Likewise for a scale, which moves with ``|ρ|``."""
         return self._of_scales().start(small)
 
+    def fresh(self, small: Tensor, large: Tensor) -> Tensor:
+        """A base without the structure that :meth:`start` gives free kernels: those of the large tensor's first row."""
+        if not self._has_free_kernels:
+            return small
+        order = len(self.rep.group)
+        first_row = large.narrow(0, 0, self.rep.event_shape[0]) * order**0.5
+        return torch.stack(first_row.chunk(order, 1))
+
     def expand(self, base: Tensor) -> Tensor:
         """The large tensor ``(..., |G|·out, |G|·in, ...)`` from the base ``(..., *base_shape)``."""
         order, rep = len(self.rep.group), self.rep
         if not self.inputs:
-            return _join(rep.orbit(base), self._axis(0)) if self.outputs else base
+            return _join(rep.orbit(base), self._axis(0)) if self.outputs else rep.mean(base)
         if not self.outputs:
             return _join(rep.orbit(base), self._axis(1)) * order ** (-0.5 if self.arrangement == "free" else -1)
         if self.arrangement == "row_constant":

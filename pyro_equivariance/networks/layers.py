@@ -6,7 +6,7 @@ from torch import nn
 
 from ..errors import LayerError
 from ..representations import Representation, image
-from .base import Feature, LayerRule, probe
+from .base import Feature, LayerRule, probe, resample
 
 
 class Pointwise(LayerRule):
@@ -135,4 +135,4 @@ def stand_in(function, args: tuple, kwargs: dict) -> nn.Module | None:
 
 def widened(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
     """A layer of the same kind with ``inputs`` and ``outputs`` times the channels."""
-    return LAYERS[type(layer)].widen(layer, inputs, outputs)
+    return resample(LAYERS[type(layer)].widen(layer, inputs, outputs), layer)
