@@ -82,9 +82,8 @@ class AutoDirectNormal(AutoGuide):
             _check_continuous(name, site)
             with helpful_support_errors(site):
                 loc = biject_to(site["fn"].support).inv(site["value"].detach()).detach().clone()
+            self._event_dims[name] = event_dim = site["fn"].event_dim + loc.ndim - site["value"].ndim
             loc, scale = self._start(name, loc, self._first_scale(site, loc))
-            event_dim = site["fn"].event_dim + loc.ndim - site["value"].ndim
-            self._event_dims[name] = event_dim
             for frame in site["cond_indep_stack"]:
                 if frame.full_size not in (None, frame.size):  # a subsampled plate: parameters for all of it
                     dim = frame.dim - event_dim
@@ -101,7 +100,7 @@ class AutoDirectNormal(AutoGuide):
         """The distribution that the guide draws the site from, in the site's own (constrained) space."""
         site = self.prototype_trace.nodes[name]
         normal = self._normal(name, attrgetter(name)(self.locs), attrgetter(name)(self.scales))
-        normal = normal.to_event(site["fn"].event_dim)
+        normal = normal.to_event(self._event_dims[name])
         if _is_real(site["fn"].support):
             return normal
         return dist.TransformedDistribution(normal, biject_to(site["fn"].support))

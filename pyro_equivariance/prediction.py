@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from .errors import SymmetryError
@@ -27,7 +28,7 @@ def predict(model: Callable, guide: Callable, x: Tensor, draws: int = 100) -> Te
     >>> pe.predict(model, guide, torch.zeros(5, 4), draws=7).shape
     torch.Size([7, 5, 3])
     """
-    return torch.stack([_outputs(model, draw, x) for draw in posterior_draws(guide, draws)])
+    return torch.stack([outputs(model, draw, x) for draw in posterior_draws(guide, draws)])
 
 
 @torch.no_grad()
@@ -66,17 +67,16 @@ def log_predictive(model: Callable, guide: Callable, data: tuple[Tensor, ...], d
     rows = []
     for draw in posterior_draws(guide, draws):
         trace = poutine.trace(poutine.replay(model, draw)).get_trace(*data)
-        sites = [s for n, s in observation_sites(trace, draw)]
-        rows.append(sum(s["fn"].log_prob(s["value"]) for s in sites))
+        rows.append(sum(log_likelihood(site) for _, site in observation_sites(trace, draw)))
     return torch.stack(rows)
 
 
-def posterior_draws(guide: Callable, draws: int):
-    """Traces of the guide, one at a time."""
+def posterior_draws(guide: Callable, draws: int, *args):
+    """Traces of ``guide(*args)``, one at a time."""
     if draws < 1:
         raise SymmetryError(f"Expected at least one posterior draw; got draws={draws}.")
     for _ in range(draws):
-        yield poutine.trace(guide).get_trace()
+        yield poutine.trace(guide).get_trace(*args)
 
 
 def observation_sites(trace, draw):
@@ -88,13 +88,19 @@ def observation_sites(trace, draw):
             yield name, site
 
 
+def log_likelihood(site: dict) -> Tensor:
+    """The log density of each datum at an observation site: 0 where it is masked, and not scaled for subsampling."""
+    return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+
+
 def _is_deterministic(fn) -> bool:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return type(fn).__name__ == "Delta"
 
 
-def _outputs(model: Callable, draw, x: Tensor) -> Tensor:
+def outputs(model: Callable, draw, x: Tensor) -> Tensor:
+    """The mean of the observation's law at ``x`` under one draw, ``(N, *event)``."""
     trace = poutine.trace(poutine.replay(model, draw)).get_trace(x)
     sites = list(observation_sites(trace, draw))
     if len(sites) != 1:

@@ -51,8 +51,8 @@ class Convolution(LayerRule):
             raise LayerError(f"Expected an odd kernel for padding='same' in {name!r}; got {layer.kernel_size}.")
         out = reader.output_channels(name, layer.out_channels)
         kernel = out * feature.channels.dual * image(reader.group, layer.kernel_size)
-        space = _narrow(layer)(probe(feature.resized(feature.space))[:, :1]).shape[2:]
-        return Feature(out, tuple(space), hidden=True), _with_bias(layer, kernel, out)
+        space = _convolved(layer, feature.space)
+        return Feature(out, space, hidden=True), _with_bias(layer, kernel, out)
 
     def widen(self, layer, inputs, outputs):
         wide = type(layer)(
@@ -87,9 +87,10 @@ def _with_bias(layer: nn.Module, weight: Representation, out: Representation) ->
     return {"weight": weight} if layer.bias is None else {"weight": weight, "bias": out}
 
 
-def _narrow(layer: nn.Conv2d) -> nn.Module:
-    """A one-channel stand-in with the layer's geometry, to ask for output sizes cheaply."""
-    return type(layer)(1, 1, layer.kernel_size, padding=layer.padding, dilation=layer.dilation)
+def _convolved(layer: nn.Conv2d, space: tuple[int, ...]) -> tuple[int, ...]:
+    """The size of the layer's output, from one channel of zeros."""
+    kernel = torch.zeros(1, 1, *layer.kernel_size)
+    return tuple(F.conv2d(torch.zeros(1, 1, *space), kernel, padding=layer.padding, dilation=layer.dilation).shape[2:])
 
 
 def _need_space(name: str, layer: nn.Module, feature: Feature) -> None:
