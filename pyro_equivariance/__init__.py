@@ -2,7 +2,7 @@
 
 import importlib
 
-from . import handlers, metrics
+from . import data, handlers, metrics
 from .errors import ClosednessError, DataError, LayerError, OptionError, SymmetryError
 from .expansion import expand, symmetrize_
 from .families import is_closed, kl, mean, natural, push_forward
@@ -26,7 +26,7 @@ from .training import FitResult, SymmetrizeAt, fit
 
 __version__ = "0.1.0"
 
-_LAZY = {"diagnostics": "diagnostics", "plots": "plots", "to_arviz": "diagnostics"}
+_LAZY = {"diagnostics": "diagnostics", "experiments": "experiments", "plots": "plots", "to_arviz": "diagnostics"}
 
 
 def __getattr__(name: str):
@@ -61,7 +61,10 @@ __all__ = [
     "SymmetryError",
     "angle",
     "average",
+    "data",
+    "diagnostics",
     "expand",
+    "experiments",
     "fit",
     "handlers",
     "image",

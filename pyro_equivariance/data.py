@@ -63,8 +63,13 @@ class Splits:
     validation: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
 
+    @property
+    def parts(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """``(train, validation, test)``."""
+        return self.train, self.validation, self.test
+
     def __repr__(self) -> str:
-        sizes = (len(y) for _, y in (self.train, self.validation, self.test))
+        sizes = (len(y) for _, y in self.parts)
         return "Splits(train={}, validation={}, test={})".format(*sizes)
 
 

@@ -30,6 +30,7 @@ with warnings.catch_warnings():
     import arviz as az
 
 OBSERVATION = "observation"
+METHOD = "method_name"
 
 Labelled = tuple[tuple[str, ...], Tensor]  # the names of the axes, and the values
 
@@ -57,9 +58,9 @@ def to_arviz(
       ``(chain, draw, element, observation, class)``, or ``mean`` where the observation is no class;
     - ``observed_data``: the observations; ``constant_data``: the other tensors of ``data``, named ``x``, ``x_1``, …
 
-    Several observation sites of unequal lengths have an axis ``<site>_observation`` each, and their probabilities
-    are called ``<site>_probs``. A model under :func:`~pyro_equivariance.handlers.augment` counts as what it wraps: the
-    data are taken once, as they are. Pyro's seed fixes the draws.
+    Several observation sites have ``<site>_probs`` with an axis ``<site>_class`` each, and if they are of unequal
+    lengths, an axis ``<site>_observation`` each. A model under :func:`~pyro_equivariance.handlers.augment` counts as
+    what it wraps: the data are taken once, as they are. Pyro's seed fixes the draws.
 
     :param model: a Pyro model ``model(*data)`` with observations; for the orbit also callable as ``model(x)``.
     :param guide: its guide, trained; it is called with the same arguments.
@@ -104,11 +105,12 @@ def to_arviz(
 
 
 def stack(idatas: Mapping[str, Sequence]) -> "az.InferenceData":
-    """Many runs as one: the runs of a method become chains, the methods a leading dimension ``method``.
+    """Many runs as one: the runs of a method become chains, the methods a leading dimension ``method_name``.
 
-    ``stack(...).sel(method=name)`` is a method's own data again. Data that all runs share are kept once. Runs on
-    different data, such as splits by seed, give the data groups a ``chain`` and a ``method`` as well; element-wise
-    statistics (``az.loo``) then pool different data under one index: select a chain first.
+    ``stack(...).sel(method_name="baseline")`` is a method's own data again. (A dimension ``method`` could not be
+    selected: xarray's ``sel(method=...)`` is something else.) Data that all runs share are kept once. Runs on
+    different data, such as splits by seed, give the data groups these dimensions as well; element-wise statistics
+    (``az.loo``) then pool different data under one index: select a chain first.
 
     :param dict idatas: for each method a list of :func:`to_arviz` results, as many for each.
     :raises DataError: for no runs, or runs whose numbers, groups, variables or shapes differ.
@@ -118,7 +120,7 @@ def stack(idatas: Mapping[str, Sequence]) -> "az.InferenceData":
     >>> data = (torch.zeros(5, 4), torch.zeros(5).long())
     >>> runs = [to_arviz(model, pe.AutoMeanFieldNormal(model), data, draws=7) for _ in range(2)]
     >>> dict(stack({"a": runs, "b": runs}).posterior.sizes)
-    {'method': 2, 'chain': 2, 'draw': 7}
+    {'method_name': 2, 'chain': 2, 'draw': 7}
     """
     runs = {method: [_groups(idata) for idata in several] for method, several in idatas.items()}
     counts = {method: len(several) for method, several in runs.items()}
@@ -226,8 +228,12 @@ def _replicates(model: Callable, draw, data: tuple, observations: list[_Observat
     nodes = poutine.trace(poutine.uncondition(poutine.replay(model, draw))).get_trace(*data).nodes
     drawn = {o.name: o.labelled(nodes[o.name]["value"]) for o in observations}
     prefix = {o.name: "" if len(observations) == 1 else f"{o.name}_" for o in observations}
-    classes = [o for o in observations if o.has_classes]
-    return drawn | {f"{prefix[o.name]}probs": o.labelled(nodes[o.name]["fn"].probs, (), ("class",)) for o in classes}
+    probs = {
+        f"{prefix[o.name]}probs": o.labelled(nodes[o.name]["fn"].probs, after=(f"{prefix[o.name]}class",))
+        for o in observations
+        if o.has_classes
+    }
+    return drawn | probs
 
 
 def _orbit(model: Callable, draw, moved: Tensor, count: int, observations: list[_Observation]) -> dict[str, Labelled]:
@@ -278,7 +284,7 @@ def _attributes(guide: Callable, symmetry: Symmetry | None) -> dict[str, str]:
     return {
         "inference_library": "pyro",
         "inference_library_version": pyro.__version__,
-        "torch_version": torch.__version__,
+        "torch_version": str(torch.__version__),
         "pyro_equivariance_version": __version__,
         "arviz_version": az.__version__,
         "guide": getattr(inspect.unwrap(guide), "__name__", type(guide).__name__),
@@ -315,13 +321,13 @@ def _shapes(groups: dict[str, xr.Dataset]) -> dict[tuple[str, str], dict[str, in
 
 
 def _join(datasets: dict[str, list[xr.Dataset]]) -> xr.Dataset:
-    """One group of all runs: with ``method`` and ``chain``, unless it has no draws and is the same in all."""
+    """One group of all runs: with methods and chains, unless it has no draws and is the same in all."""
     flat = [dataset for several in datasets.values() for dataset in several]
     if "chain" not in flat[0].dims and all(dataset.equals(flat[0]) for dataset in flat):
         return flat[0]
     chains = [_concatenate(several, "chain") for several in datasets.values()]
     chains = [dataset.assign_coords(chain=np.arange(dataset.sizes["chain"])) for dataset in chains]
-    return _concatenate(chains, xr.DataArray(list(datasets), dims="method", name="method"))
+    return _concatenate(chains, xr.DataArray(list(datasets), dims=METHOD, name=METHOD))
 
 
 def _concatenate(datasets: list[xr.Dataset], dim) -> xr.Dataset:

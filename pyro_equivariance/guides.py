@@ -52,7 +52,7 @@ class AutoDirectNormal(AutoGuide):
             raise OptionError(f"Expected init_scale to be positive, or a callable from a site; got {init_scale!r}.")
         if init_loc_fn is None:
             init_loc_fn = model.init_loc_fn if isinstance(model, NetworkModel) else init_to_feasible
-        super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
+        super().__init__(InitMessenger(_continuous(init_loc_fn))(model), create_plates=create_plates)
         self._pyro_name = _own_name(type(self).__name__)
         self._init_scale = init_scale
         self._event_dims: dict[str, int] = {}
@@ -79,7 +79,6 @@ class AutoDirectNormal(AutoGuide):
         super()._setup_prototype(*args, **kwargs)
         self.locs, self.scales = PyroModule(), PyroModule()
         for name, site in self.prototype_trace.iter_stochastic_nodes():
-            _check_continuous(name, site)
             with helpful_support_errors(site):
                 loc = biject_to(site["fn"].support).inv(site["value"].detach()).detach().clone()
             self._event_dims[name] = event_dim = site["fn"].event_dim + loc.ndim - site["value"].ndim
@@ -256,12 +255,18 @@ def _own_name(kind: str) -> str:
     return kind if _NAMED[kind] == 1 else f"{kind}_{_NAMED[kind]}"
 
 
-def _check_continuous(name: str, site: dict) -> None:
-    if site["fn"].support.is_discrete:
-        raise SymmetryError(
-            f"Expected continuous latent sites; {name!r} is discrete. If it is the observation, pass it when the guide "
-            f"is first called (guide.initialize(x, y)); otherwise enumerate it out with poutine.block."
-        )
+def _continuous(init_loc_fn: Callable) -> Callable:
+    """``init_loc_fn`` once the site was seen to be continuous, before anything else fails on one that is not."""
+
+    def start(site: dict) -> Tensor:
+        if site["fn"].support.is_discrete:
+            raise SymmetryError(
+                f"Expected continuous latent sites; {site['name']!r} is discrete. If it is the observation, pass it "
+                f"when the guide is first called (guide.initialize(x, y)); otherwise enumerate it out, poutine.block."
+            )
+        return init_loc_fn(site)
+
+    return start
 
 
 def _is_real(support) -> bool:

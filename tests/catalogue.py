@@ -111,7 +111,7 @@ REPRESENTATIONS = {
     "product of matrices": lambda: scaled_swap() * scaled_swap().dual * pe.trivial(pe.CyclicGroup(2), 2),
     "sum": lambda: pe.regular(pe.CyclicGroup(4)) + sheared_rotations() + pe.trivial(pe.CyclicGroup(4), 1),
     "sum of images": stacked_images,
-    "sum inside a product": lambda: (scaled_swap() + pe.regular(pe.CyclicGroup(2))) * pe.image(pe.CyclicGroup(2), (2, 3)),
+    "sum inside a product": lambda: (scaled_swap() + scaled_swap().dual) * pe.image(pe.CyclicGroup(2), (2, 3)),
     "reshape": lambda: stacked_images().reshape((9, 6)),
     "reshape inside a product": lambda: stacked_images().reshape((54,)) * signed_turns(),
     "dual": lambda: sheared_rotations().dual,
@@ -184,7 +184,8 @@ def small_conv(bias=True):
 def rgb_pooled(kernel=3, padding=1, size=1):
     """Two convolutions of RGB images and a head after global pooling."""
     return nn.Sequential(
-        nn.Conv2d(3, 4, kernel, padding=padding), nn.GELU(), nn.Conv2d(4, 8, 3, padding="same", padding_mode="circular"),
+        nn.Conv2d(3, 4, kernel, padding=padding), nn.GELU(),
+        nn.Conv2d(4, 8, 3, padding="same", padding_mode="circular"),
         nn.AdaptiveAvgPool2d(size), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8 * size**2, 5),
     )  # fmt: skip
 
@@ -212,7 +213,7 @@ class Nested(nn.Module):
 
 
 class Shared(nn.Module):
-    """One hidden convolution under two names, used twice, and one weight used by two layers."""
+    """One hidden convolution under two names, used twice."""
 
     def __init__(self):
         super().__init__()
@@ -228,15 +229,7 @@ class Shared(nn.Module):
 def equivariant_head():
     """Its four outputs are turned as the input is."""
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
-    return Case(net, C4 := pe.CyclicGroup(4), (1, 6, 6), outputs=pe.regular(C4))
-
-
-def segmentation():
-    """No parameters after the last convolution: the output is a flat map of moved pixels."""
-    net, C4 = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 1)), pe.CyclicGroup(4)
-    pixels = pe.image(C4, (1, 4, 4))
-    sym = pe.network_symmetry(net, C4, (1, 4, 4))
-    return pe.Symmetry(C4, sym.sites, inputs=pixels, outputs=pixels, features=sym.features), net
+    return Case(net, pe.CyclicGroup(4), (1, 6, 6), outputs=pe.regular(pe.CyclicGroup(4)))
 
 
 NETWORKS = {

@@ -187,7 +187,7 @@ def test_symmetric_kl_equals_torch():
 
 
 def test_symmetric_kl_is_finite_at_zero_probabilities():
-    sure = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    sure = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float32)
     expected = -2 * math.log(torch.finfo(torch.float32).tiny)
     assert metrics.symmetric_kl(sure).item() == pytest.approx(expected, rel=1e-6)
 
@@ -217,7 +217,7 @@ def test_accuracy_and_likelihood_by_hand():
 
 
 def test_likelihood_of_the_impossible_is_finite():
-    nll = metrics.negative_log_likelihood(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    nll = metrics.negative_log_likelihood(torch.tensor([[1.0, 0.0]], dtype=torch.float32), torch.tensor([1]))
     assert nll.item() == pytest.approx(-math.log(torch.finfo(torch.float32).tiny), rel=1e-6)
 
 

@@ -1,0 +1,159 @@
+"""The elementary actions: on one axis, or on an angle."""
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..errors import SymmetryError
+from ..groups import Group
+from .base import Representation, as_shape, as_values
+
+ENTRY_TOLERANCE = 1e-6
+
+
+class Trivial(Representation):
+    """Every element leaves the tensor as it is."""
+
+    is_permutation = is_monomial = is_orthogonal = True
+
+    def __init__(self, group: Group, shape):
+        self.group, self.event_shape = group, as_shape(shape)
+
+    def _act(self, g, x, dim=-1):
+        return x
+
+    def _modulus(self, power):
+        return self
+
+    def _key(self):
+        return tuple(self.event_shape)
+
+    def __repr__(self):
+        return f"trivial{tuple(self.event_shape)}"
+
+
+class SignedPermutation(Representation):
+    """``(ρ(g) x)[σ_g(i)] = s_g(i) x[i]`` along one axis; without signs a permutation."""
+
+    is_monomial = is_orthogonal = True
+
+    def __init__(self, group: Group, permutations: Tensor, signs: Tensor | None = None, label: str = "permutation"):
+        self.group, self._label = group, label
+        self._permutations, self._signs = permutations, signs
+        self.event_shape = torch.Size(permutations.shape[1:])
+        self._sources = permutations.argsort(-1)
+        self._moved_signs = None if signs is None else signs.gather(-1, self._sources)
+
+    @property
+    def is_permutation(self):
+        return self._signs is None or bool((self._signs > 0).all())
+
+    def _act(self, g, x, dim=-1):
+        moved = _take(x, self._sources, g, dim)
+        return moved if self._signs is None else moved * _row(self._moved_signs, g, dim, x.device).to(x.dtype)
+
+    def _modulus(self, power):
+        return self if self._signs is None else SignedPermutation(self.group, self._permutations)
+
+    def _key(self):
+        return (as_values(self._permutations), None if self._signs is None else as_values(self._signs))
+
+    def __repr__(self):
+        return f"{'signed ' * (not self.is_permutation)}{self._label}({self.event_shape[0]})"
+
+
+class MatrixRepresentation(Representation):
+    """``ρ(g) x = M_g x`` along one axis, with a matrix for each element."""
+
+    def __init__(self, group: Group, matrices: Tensor):
+        self.group, self._matrices = group, matrices
+        self.event_shape = torch.Size(matrices.shape[-1:])
+
+    @cached_property
+    def _support(self) -> Tensor:
+        return self._matrices.abs() > ENTRY_TOLERANCE
+
+    @property
+    def is_permutation(self):
+        return self.is_monomial and bool(((self._matrices - 1).abs()[self._support] < ENTRY_TOLERANCE).all())
+
+    @property
+    def is_monomial(self):
+        return bool((self._support.sum(-1) == 1).all() and (self._support.sum(-2) == 1).all())
+
+    @property
+    def is_orthogonal(self):
+        products = self._matrices.mT @ self._matrices
+        return bool((products - torch.eye(products.shape[-1])).abs().max() < ENTRY_TOLERANCE)
+
+    @property
+    def dual(self):
+        inverses = self._matrices[self.group.inverse(self.group.elements)]
+        return self if self.is_orthogonal else MatrixRepresentation(self.group, inverses.mT)
+
+    def _act(self, g, x, dim=-1):
+        x = _as_floating(x)
+        matrices = self._matrices.to(x)[g if isinstance(g, int) else g.to(x.device)]
+        return torch.matmul(_between(matrices, dim, 2), x.movedim(dim, -1)[..., None])[..., 0].movedim(-1, dim)
+
+    def _modulus(self, power):
+        cleaned = torch.where(self._support, self._matrices, torch.zeros(()))
+        return MatrixRepresentation(self.group, cleaned.abs() ** power)
+
+    def _key(self):
+        return as_values(self._matrices)
+
+    def __repr__(self):
+        return f"matrix({self.event_shape[0]})"
+
+
+class Angle(Representation):
+    """``ρ(g) x = r_g x + a_g`` on angles in radians, wrapped to ``[-π, π)``; not linear, so without a matrix."""
+
+    is_permutation = is_monomial = is_orthogonal = is_linear = False
+
+    def __init__(self, group: Group, shifts: Tensor, reflections: Tensor):
+        self.group, self._shifts, self._reflections = group, shifts, reflections
+        self.event_shape = torch.Size(())
+
+    def _act(self, g, x, dim=-1):
+        x = _as_floating(x)
+        moved = _row(self._reflections, g, dim, x.device).to(x) * x + _row(self._shifts, g, dim, x.device).to(x)
+        return torch.remainder(moved + math.pi, 2 * math.pi) - math.pi
+
+    def _modulus(self, power):
+        raise SymmetryError("Expected a linear representation; an angle has no modulus.")
+
+    def _key(self):
+        return (as_values(self._shifts), as_values(self._reflections))
+
+    def __repr__(self):
+        return "angle()"
+
+
+def _take(x: Tensor, table: Tensor, g: int | Tensor, dim: int) -> Tensor:
+    """``x`` with its axis ``dim`` read in the order ``table[g]``."""
+    if isinstance(g, int):
+        return x.index_select(dim, table[g].to(x.device))
+    index = _between(table.to(x.device)[g.to(x.device)], dim, 1)
+    shape = list(x.shape)
+    return x.gather(dim, index.expand(*shape))
+
+
+def _as_floating(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() or x.is_complex() else x.to(torch.get_default_dtype())
+
+
+def _row(table: Tensor, g: int | Tensor, dim: int, device) -> Tensor:
+    row = table.to(device)[g if isinstance(g, int) else g.to(device)]
+    return row.reshape((*row.shape, *[1] * (-1 - dim)))
+
+
+def _between(rows: Tensor, dim: int, event_dims: int) -> Tensor:
+    """Rows ``(*g, n)`` with singleton axes after them for the axes of the tensor that follow ``dim``."""
+    after = [1] * (-1 - dim)
+    if event_dims == 1:
+        return rows.reshape(*rows.shape, *after)
+    return rows.reshape(*rows.shape[:-2], *after, *rows.shape[-2:])

@@ -1,0 +1,293 @@
+"""What every representation offers, and the representations made of others."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ..errors import SymmetryError
+from ..groups import Group
+
+
+class Representation(ABC):
+    """An action ``ρ(g)`` of ``group`` on tensors of shape ``(..., *event_shape)``.
+
+    Representations are immutable values; ``rep1 + rep2`` is the direct sum (along the first event axis) and
+    ``rep1 * rep2`` the product over axes (the event of the first, then that of the second).
+
+    To implement one:
+
+    - set ``group`` and ``event_shape``;
+    - :meth:`_act` for one element (an ``int``) or an index tensor that broadcasts over the batch, on the event
+      axes that end at ``dim``;
+    - :meth:`_modulus`, the entrywise ``|ρ|^p``, and ``dual`` where the action is not orthogonal;
+    - the properties ``is_permutation``, ``is_monomial``, ``is_orthogonal`` and :meth:`_key`.
+    """
+
+    group: Group
+    event_shape: torch.Size
+
+    @abstractmethod
+    def _act(self, g: int | Tensor, x: Tensor, dim: int = -1) -> Tensor: ...
+
+    @abstractmethod
+    def _modulus(self, power: int) -> "Representation": ...
+
+    @abstractmethod
+    def _key(self) -> tuple: ...
+
+    @property
+    @abstractmethod
+    def is_permutation(self) -> bool:
+        """Whether every ``ρ(g)`` permutes the entries."""
+
+    @property
+    @abstractmethod
+    def is_monomial(self) -> bool:
+        """Whether every ``ρ(g)`` permutes and rescales the entries (signed permutations do)."""
+
+    @property
+    @abstractmethod
+    def is_orthogonal(self) -> bool:
+        """Whether every ``ρ(g)`` keeps lengths."""
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether every ``ρ(g)`` is linear (all but :func:`angle` are)."""
+        return True
+
+    @property
+    def dual(self) -> "Representation":
+        """The dual ``g ↦ ρ(g⁻¹)ᵀ``; an orthogonal representation is its own."""
+        return self
+
+    def modulus(self, power: int = 1) -> "Representation":
+        """The entrywise ``|ρ(g)|^power``, how scales (1) and variances (2) of independent entries move.
+
+        :raises SymmetryError: if the representation mixes entries, for then it is no representation.
+        """
+        if not self.is_monomial:
+            raise SymmetryError(f"Expected a representation that permutes and rescales entries; got {self}.")
+        return self._modulus(power)
+
+    def act(self, g: Tensor | int, x: Tensor) -> Tensor:
+        """``ρ(g) x``.
+
+        :param Tensor g: elements of the group, of any shape that broadcasts against the batch of ``x``.
+        :param Tensor x: shape ``(..., *event_shape)``.
+        :returns: shape ``(*broadcast(g, batch), *event_shape)``.
+        :raises SymmetryError: if ``x`` does not end in ``event_shape`` or ``g`` is not in the group.
+
+        >>> import torch, pyro_equivariance as pe
+        >>> turn = pe.image(pe.CyclicGroup(4), (2, 2))
+        >>> turn.act(1, torch.tensor([[1, 2], [3, 4]])).tolist()
+        [[2, 4], [1, 3]]
+        """
+        g = self.group.as_elements(g)
+        self.check_shape(x)
+        if g.ndim == 0:
+            return self._act(int(g), x)
+        batch = torch.broadcast_shapes(g.shape, x.shape[: x.ndim - len(self.event_shape)])
+        return self._act(g.expand(batch), x.expand(*batch, *self.event_shape))
+
+    def orbit(self, x: Tensor) -> Tensor:
+        """All moved copies of ``x`` along a new first axis: shape ``(len(group), ..., *event_shape)``."""
+        self.check_shape(x)
+        return torch.stack([self._act(g, x) for g in range(len(self.group))])
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The orbit mean ``(1/|G|) Σ_g ρ(g) x``, of the shape of ``x``.
+
+        It is the projection onto the invariant tensors, taken along a chain of subgroups
+        (:attr:`~pyro_equivariance.groups.Group.transversals`), and holds a few copies of ``x`` at a time.
+        """
+        self.check_shape(x)
+        self._need_linear("a mean over the orbit")
+        for coset in self.group.transversals:
+            total = x
+            for g in coset[1:]:
+                total = total + self._act(g, x)
+            x = total / len(coset)
+        return x
+
+    def matrix(self, g: Tensor | int) -> Tensor:
+        """The dense matrix of ``ρ(g)`` on the flattened event, shape ``(*g.shape, n, n)``; for small events."""
+        self._need_linear("a matrix")
+        g = self.group.as_elements(g)
+        n = self.event_shape.numel()
+        basis = torch.eye(n, dtype=torch.get_default_dtype()).reshape(n, *self.event_shape)
+        return self.act(g[..., None], basis).reshape(*g.shape, n, n).mT
+
+    def reshape(self, shape) -> "Representation":
+        """The same action on the event laid out in another shape."""
+        return Reshaped(self, shape)
+
+    def pullback(self, group: Group, homomorphism: Tensor) -> "Representation":
+        """The representation ``g ↦ ρ(φ(g))`` of ``group``, with ``φ`` an index tensor ``(len(group),)``."""
+        return Pullback(group, self, homomorphism)
+
+    def check_shape(self, x: Tensor) -> None:
+        """Raise unless ``x`` ends in ``event_shape``."""
+        k = len(self.event_shape)
+        if x.shape[x.ndim - k :] != self.event_shape or x.ndim < k:
+            raise SymmetryError(
+                f"Expected a tensor that ends in the shape {tuple(self.event_shape)} of {self}; "
+                f"got shape {tuple(x.shape)}."
+            )
+
+    def _need_linear(self, what: str) -> None:
+        if not self.is_linear:
+            raise SymmetryError(f"Expected a linear representation for {what}; {self} shifts angles.")
+
+    def __mul__(self, other: "Representation") -> "Representation":
+        return Product(self, other)
+
+    def __add__(self, other: "Representation") -> "Representation":
+        return DirectSum(self, other)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and (self.group, self._key()) == (other.group, other._key())
+
+    def __hash__(self) -> int:
+        return hash((type(self).__name__, self.group, self._key()))
+
+
+class Product(Representation):
+    """``ρ1(g) ⊗ ρ2(g)``: the first acts on the first event axes, the second on the others."""
+
+    def __init__(self, left: Representation, right: Representation):
+        _check_same_group(left, right)
+        self.group, self.left, self.right = left.group, left, right
+        self.event_shape = left.event_shape + right.event_shape
+
+    is_permutation = property(lambda self: self.left.is_permutation and self.right.is_permutation)
+    is_monomial = property(lambda self: self.left.is_monomial and self.right.is_monomial)
+    is_orthogonal = property(lambda self: self.left.is_orthogonal and self.right.is_orthogonal)
+    is_linear = property(lambda self: self.left.is_linear and self.right.is_linear)
+    dual = property(lambda self: Product(self.left.dual, self.right.dual))
+
+    def _act(self, g, x, dim=-1):
+        lead = g if isinstance(g, int) else g.reshape(*g.shape, *[1] * len(self.left.event_shape))
+        x = self.right._act(lead, x, dim)
+        return self.left._act(g, x, dim - len(self.right.event_shape))
+
+    def _modulus(self, power):
+        return Product(self.left._modulus(power), self.right._modulus(power))
+
+    def _key(self):
+        return (self.left, self.right)
+
+    def __repr__(self):
+        return f"{self.left} * {self.right}"
+
+
+class DirectSum(Representation):
+    """``ρ1(g) ⊕ ρ2(g)``: the two events stacked along their first axis, each moved by its own."""
+
+    def __init__(self, left: Representation, right: Representation):
+        _check_same_group(left, right)
+        if left.event_shape[1:] != right.event_shape[1:] or not left.event_shape:
+            raise SymmetryError(
+                f"Expected events that agree but for the first axis; got {tuple(left.event_shape)} and "
+                f"{tuple(right.event_shape)}."
+            )
+        self.group, self.left, self.right = left.group, left, right
+        self.event_shape = torch.Size((left.event_shape[0] + right.event_shape[0], *left.event_shape[1:]))
+
+    is_permutation = property(lambda self: self.left.is_permutation and self.right.is_permutation)
+    is_monomial = property(lambda self: self.left.is_monomial and self.right.is_monomial)
+    is_orthogonal = property(lambda self: self.left.is_orthogonal and self.right.is_orthogonal)
+    is_linear = property(lambda self: self.left.is_linear and self.right.is_linear)
+    dual = property(lambda self: DirectSum(self.left.dual, self.right.dual))
+
+    def _act(self, g, x, dim=-1):
+        axis = dim - len(self.event_shape) + 1
+        sizes = [self.left.event_shape[0], self.right.event_shape[0]]
+        first, second = x.split(sizes, axis)
+        return torch.cat([self.left._act(g, first, dim), self.right._act(g, second, dim)], axis)
+
+    def _modulus(self, power):
+        return DirectSum(self.left._modulus(power), self.right._modulus(power))
+
+    def _key(self):
+        return (self.left, self.right)
+
+    def __repr__(self):
+        return f"({self.left} + {self.right})"
+
+
+class Reshaped(Representation):
+    """The action of ``base`` on its event laid out in another shape (as a flatten layer does)."""
+
+    def __init__(self, base: Representation, shape, label: str = ""):
+        self.group, self.base, self.event_shape = base.group, base, as_shape(shape)
+        self._label = label
+        if self.event_shape.numel() != base.event_shape.numel():
+            raise SymmetryError(
+                f"Expected a shape of {base.event_shape.numel()} entries for {base}; got {tuple(self.event_shape)}."
+            )
+
+    is_permutation = property(lambda self: self.base.is_permutation)
+    is_monomial = property(lambda self: self.base.is_monomial)
+    is_orthogonal = property(lambda self: self.base.is_orthogonal)
+    is_linear = property(lambda self: self.base.is_linear)
+    dual = property(lambda self: Reshaped(self.base.dual, self.event_shape))
+
+    def _act(self, g, x, dim=-1):
+        end = x.ndim + dim + 1
+        start = end - len(self.event_shape)
+        inner = x.reshape(*x.shape[:start], *self.base.event_shape, *x.shape[end:])
+        return self.base._act(g, inner, dim).reshape(x.shape)
+
+    def _modulus(self, power):
+        return Reshaped(self.base._modulus(power), self.event_shape)
+
+    def _key(self):
+        return (self.base, tuple(self.event_shape))
+
+    def __repr__(self):
+        return f"{self._label or f'({self.base}).reshape'}{tuple(self.event_shape)}"
+
+
+class Pullback(Representation):
+    """``g ↦ ρ(φ(g))`` along a homomorphism ``φ``: restriction to a subgroup, or one factor of a product."""
+
+    def __init__(self, group: Group, base: Representation, homomorphism: Tensor):
+        self.group, self.base, self._map = group, base, homomorphism
+        self.event_shape = base.event_shape
+        images = base.group.as_elements(homomorphism)
+        for s in group.generators:
+            if not torch.equal(images[group.compose(s, group.elements)], base.group.compose(images[s], images)):
+                raise SymmetryError(f"Expected a homomorphism from {group} to {base.group}; products differ.")
+
+    is_permutation = property(lambda self: self.base.is_permutation)
+    is_monomial = property(lambda self: self.base.is_monomial)
+    is_orthogonal = property(lambda self: self.base.is_orthogonal)
+    is_linear = property(lambda self: self.base.is_linear)
+    dual = property(lambda self: Pullback(self.group, self.base.dual, self._map))
+
+    def _act(self, g, x, dim=-1):
+        moved = int(self._map[g]) if isinstance(g, int) else self._map.to(g.device)[g]
+        return self.base._act(moved, x, dim)
+
+    def _modulus(self, power):
+        return Pullback(self.group, self.base._modulus(power), self._map)
+
+    def _key(self):
+        return (self.base, as_values(self._map))
+
+    def __repr__(self):
+        return f"{self.base} under {self.group}"
+
+
+def _check_same_group(left: Representation, right: Representation) -> None:
+    if left.group != right.group:
+        raise SymmetryError(f"Expected representations of one group; got {left.group} and {right.group}.")
+
+
+def as_shape(shape) -> torch.Size:
+    return torch.Size((shape,) if isinstance(shape, int) else shape)
+
+
+def as_values(table: Tensor) -> tuple:
+    return (tuple(table.shape), tuple(table.flatten().tolist()))

@@ -1,0 +1,188 @@
+"""Representations by name, checked once when they are made."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import SymmetryError
+from ..groups import CyclicGroup, DihedralGroup, Group, Subgroup
+from .actions import Angle, MatrixRepresentation, SignedPermutation, Trivial
+from .base import Representation, Reshaped, as_shape
+
+
+def trivial(group: Group, shape) -> Representation:
+    """The representation that moves nothing, on tensors of the given shape.
+
+    >>> import pyro_equivariance as pe
+    >>> pe.trivial(pe.CyclicGroup(4), 10).event_shape
+    torch.Size([10])
+    """
+    return Trivial(group, shape)
+
+
+def permutation(group: Group, permutations=None) -> Representation:
+    """``(ρ(g) x)[σ_g(i)] = x[i]`` along one axis.
+
+    :param permutations: shape ``(len(group), n)``, row ``g`` is ``σ_g``; left out, the group's own (for a
+        :class:`~pyro_equivariance.SymmetricGroup` or :class:`~pyro_equivariance.PermutationGroup`).
+    :raises SymmetryError: if a row is no permutation or the rows do not compose as the group does.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> swap = pe.permutation(pe.SymmetricGroup(2))
+    >>> swap.act(1, torch.tensor([5.0, 7.0])).tolist()
+    [7.0, 5.0]
+    """
+    return signed_permutation(group, permutations, None)
+
+
+def signed_permutation(group: Group, permutations=None, signs=None) -> Representation:
+    """``(ρ(g) x)[σ_g(i)] = s_g(i) x[i]`` along one axis.
+
+    :param permutations: shape ``(len(group), n)``, row ``g`` is ``σ_g``; left out, see :func:`permutation`.
+    :param signs: shape ``(len(group), n)``, entries ±1; left out, all +1.
+    :raises SymmetryError: if a row is no permutation, a sign not ±1, or the rows do not compose.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> flip = pe.signed_permutation(pe.SignGroup(), [[0, 1], [0, 1]], [[1, 1], [-1, -1]])
+    >>> flip.act(1, torch.tensor([5.0, 7.0])).tolist()
+    [-5.0, -7.0]
+    """
+    permutations = _permutation_table(group, permutations)
+    if signs is not None:
+        signs = _integers(group, signs, "signs")
+        if signs.shape != permutations.shape or not bool((signs.abs() == 1).all()):
+            raise SymmetryError(f"Expected signs ±1 of shape {tuple(permutations.shape)}; got {signs.tolist()}.")
+    rep = SignedPermutation(group, permutations, signs)
+    return _checked(rep)
+
+
+def regular(group: Group, copies: int = 1) -> Representation:
+    """The group permuting itself, in ``copies`` blocked copies: index ``g · copies + c``, ``h`` moves ``g`` to ``hg``.
+
+    :param int copies: channels per element.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> pe.regular(pe.CyclicGroup(3), 2).act(1, torch.arange(6)).tolist()
+    [4, 5, 0, 1, 2, 3]
+    """
+    blocks = group.table[:, :, None] * copies + torch.arange(copies)
+    return SignedPermutation(group, blocks.reshape(len(group), -1), label="regular")
+
+
+def matrix(group: Group, matrices) -> Representation:
+    """``ρ(g) x = M_g x`` along one axis.
+
+    :param matrices: shape ``(len(group), n, n)``.
+    :raises SymmetryError: if the matrices do not compose as the group does.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> pe.matrix(pe.SignGroup(), [[[1.0]], [[-1.0]]]).act(1, torch.tensor([2.0])).tolist()
+    [-2.0]
+    """
+    matrices = _table(group, matrices, "matrices").to(torch.float64)
+    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
+        raise SymmetryError(f"Expected matrices of shape ({len(group)}, n, n); got {tuple(matrices.shape)}.")
+    return _checked(MatrixRepresentation(group, matrices))
+
+
+def angle(group: Group, shifts, reflections=None) -> Representation:
+    """``ρ(g) x = r_g x + a_g`` on an angle in radians, wrapped to ``[-π, π)``; the event is a scalar.
+
+    :param shifts: ``a_g``, shape ``(len(group),)``, radians.
+    :param reflections: ``r_g = ±1``, shape ``(len(group),)``; left out, all +1.
+    :raises SymmetryError: if the maps do not compose as the group does.
+
+    >>> import math, torch, pyro_equivariance as pe
+    >>> turn = pe.angle(pe.CyclicGroup(4), [0, math.pi / 2, math.pi, 3 * math.pi / 2])
+    >>> round(float(turn.act(2, torch.tensor(1.0))), 4)
+    -2.1416
+    """
+    shifts = _table(group, shifts, "shifts").to(torch.float64)
+    reflections = torch.ones(len(group)) if reflections is None else _table(group, reflections, "reflections")
+    return _checked(Angle(group, shifts, reflections), torch.tensor([0.3, 1.9, -2.5]), wrap=2 * math.pi)
+
+
+def image(group: Group, shape) -> Representation:
+    """Rotations by 90° (counter-clockwise) and left-right mirrors of the last two axes.
+
+    :param Group group: cyclic of order 1, 2 or 4, dihedral of 1, 2 or 4 rotations, or a subgroup of these;
+        ``s·r^k`` turns first, then mirrors.
+    :param shape: ``(..., height, width)``; axes before the last two are not moved. Rotations by 90° need
+        ``height == width``.
+    :raises SymmetryError: for another group or an image that is not square.
+
+    >>> import pyro_equivariance as pe
+    >>> pe.image(pe.DihedralGroup(4), (3, 28, 28)).event_shape
+    torch.Size([3, 28, 28])
+    """
+    shape = as_shape(shape)
+    if isinstance(group, Subgroup):
+        return image(group.parent, shape).pullback(group, group.inclusion)
+    if not isinstance(group, (CyclicGroup, DihedralGroup)) or group.n not in (1, 2, 4):
+        raise SymmetryError(
+            f"Expected a group of 90° rotations and mirrors for images, such as CyclicGroup(4) or DihedralGroup(4); "
+            f"got {group}."
+        )
+    if len(shape) < 2 or (group.n == 4 and shape[-1] != shape[-2]):
+        raise SymmetryError(
+            f"Expected images that are square, (..., n, n), for the rotations of {group}; got {tuple(shape)}. "
+            f"Pad or crop them, or use a group without 90° turns (CyclicGroup(2), DihedralGroup(2))."
+        )
+    pixels = SignedPermutation(group, _pixel_permutations(group, *shape[-2:]))
+    rep = Reshaped(pixels, shape[-2:], label="image")
+    return trivial(group, shape[:-2]) * rep if len(shape) > 2 else rep
+
+
+def _pixel_permutations(group: Group, height: int, width: int) -> Tensor:
+    pixels = torch.arange(height * width).reshape(height, width)
+    sources = []
+    for g in range(len(group)):
+        flip, turn = divmod(g, group.n)
+        moved = pixels.rot90(turn * (4 // group.n) if group.n > 1 else 0, (0, 1))
+        sources.append((moved.flip(1) if flip else moved).reshape(-1))
+    return torch.stack(sources).argsort(-1)
+
+
+def _permutation_table(group: Group, permutations) -> Tensor:
+    if permutations is None:
+        if not hasattr(group, "permutations"):
+            raise SymmetryError(f"Expected permutations of shape ({len(group)}, n): {group} has none of its own.")
+        return group.permutations(group.elements)
+    table = _integers(group, permutations, "permutations")
+    if table.ndim != 2 or not torch.equal(table.sort(-1).values, torch.arange(table.shape[-1]).expand_as(table)):
+        raise SymmetryError(f"Expected each row to be a permutation of 0 .. n-1; got {table.tolist()}.")
+    return table
+
+
+def _table(group: Group, values, what: str) -> Tensor:
+    values = torch.as_tensor(values)
+    if values.ndim == 0 or len(values) != len(group):
+        raise SymmetryError(f"Expected one row of {what} for each of the {len(group)} elements of {group}; "
+                            f"got shape {tuple(values.shape)}.")  # fmt: skip
+    return values
+
+
+def _integers(group: Group, values, what: str) -> Tensor:
+    values = _table(group, values, what)
+    if not torch.equal(values, values.round()):
+        raise SymmetryError(f"Expected integers as {what}; got {values.tolist()}.")
+    return values.long()
+
+
+def _checked(rep: Representation, probe: Tensor | None = None, wrap: float | None = None) -> Representation:
+    """``rep`` itself, once ``ρ(e) = 1`` and, for generators ``s``, ``ρ(s) ρ(g) = ρ(sg)`` were seen."""
+    group = rep.group
+    x = torch.randn(rep.event_shape, generator=torch.Generator().manual_seed(0)) if probe is None else probe
+    orbit = rep._act(group.elements[:, None] if x.ndim > len(rep.event_shape) else group.elements,
+                     x.expand(len(group), *x.shape))  # fmt: skip
+    gaps = {s: rep._act(s, orbit) - orbit[group.compose(s, group.elements)] for s in group.generators}
+    for s, gap in ({0: orbit[0] - x} | gaps).items():
+        if wrap is not None:
+            gap = torch.remainder(gap + wrap / 2, wrap) - wrap / 2
+        if not gap.abs().max() <= 1e-4 * x.abs().max():
+            raise SymmetryError(
+                f"Expected rows that compose as {group} does, ρ(e) = 1 and ρ(s)ρ(g) = ρ(sg); they do not for "
+                f"s = {group.names[s]!r}."
+            )
+    return rep

@@ -1,0 +1,111 @@
+"""Modules import lower ranks only, and the package stays quick to import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyro_equivariance
+
+ROOT = Path(pyro_equivariance.__file__).parent
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+RANKS = {
+    "errors": 0,
+    "groups": 1,
+    "representations": 2,
+    "symmetry": 3, "families": 3,
+    "networks": 4, "metrics": 4, "data": 4,
+    "symmetrize": 5,
+    "handlers": 6,
+    "guides": 7,
+    "expansion": 8, "prediction": 8,
+    "training": 9,
+    "diagnostics": 11,
+    "plots": 12,
+    "experiments": 13,
+    "cli": 14, "__main__": 15,
+}  # fmt: skip
+
+# Siblings that are imported besides `base`; a package's own __init__ gathers all of its modules.
+SIBLINGS = {
+    "representations/builders.py": {"actions"},
+    "networks/tracing.py": {"layers"},
+    "experiments/compare.py": {"evaluation", "methods"},
+    "experiments/evaluation.py": {"methods"},
+}
+
+# The only modules that may import these, at any level.
+ALONE = {"arviz": {"diagnostics.py"}, "matplotlib": {"plots.py"}, "sklearn": {"data.py"}}
+
+# Pyro from the rank at which it is first needed.
+PYRO = {"pyro.distributions": 3, "pyro.nn": 4, "pyro": 4, "pyro.poutine": 6, "pyro.infer": 6}
+
+
+def imports(path):
+    """Absolute dotted names of all that a module imports, wherever the statement stands."""
+    package = ("pyro_equivariance", *path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, (base, node.module)))
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def rank(path):
+    return RANKS[path.relative_to(ROOT).parts[0].removesuffix(".py")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_lower_ranks_only(path):
+    unit = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for target in imports(path):
+        top, *inner = target.split(".")
+        if top != "pyro_equivariance" or inner == ["__version__"]:
+            continue
+        assert inner and inner[0] in RANKS, f"{name(path)} imports {target}: name a module, not the package"
+        if inner[0] != unit:
+            assert RANKS[inner[0]] < rank(path), f"{name(path)} (rank {rank(path)}) imports {target}"
+        elif path.name != "__init__.py":
+            allowed = {"base"} | SIBLINGS.get(name(path), set())
+            assert inner[1] in allowed, f"{name(path)} imports its sibling {target}"
+
+
+def test_exceptions_are_in_use():
+    for exception, siblings in SIBLINGS.items():
+        path = ROOT / exception
+        used = {t.split(".")[2] for t in imports(path) if t.startswith(f"pyro_equivariance.{path.parent.name}.")}
+        assert siblings <= used, f"{exception} no longer imports {siblings - used}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_heavy_packages_have_one_importer(path):
+    for target in imports(path):
+        top = target.split(".")[0]
+        assert name(path) in ALONE.get(top, {name(path)}), f"{name(path)} imports {top}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_pyro_from_its_rank_on(path):
+    for target in imports(path):
+        known = [package for package in PYRO if target == package or target.startswith(package + ".")]
+        if known:
+            assert rank(path) >= PYRO[max(known, key=len)], f"{name(path)} imports {target}"
+
+
+def test_every_module_has_a_rank():
+    assert {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in MODULES} <= set(RANKS)
+
+
+def test_import_is_light():
+    script = "import sys, pyro_equivariance; print(*({m.split('.')[0] for m in sys.modules}))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"arviz", "xarray", "matplotlib", "sklearn"} & set(run.stdout.split())

@@ -1,0 +1,354 @@
+"""The pictures show the numbers they are given, nothing overlaps, and nothing global changes."""
+
+import importlib
+import math
+import os
+import sys
+from itertools import combinations
+
+import matplotlib
+import matplotlib.image
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from pyro_equivariance import plots
+from pyro_equivariance.errors import DataError
+
+METHODS = ("baseline", "baseline-noaug", "geometric", "arithmetic", "projection", "always", "expansion",
+           "expansion-tied", "equivarified")  # fmt: skip
+DEFECTS = (2e-2, 3e-1, 1e-3, 5e-4, 2e-5, 1e-6, 5e-3, 0.0, -3e-5)
+ELEMENTS = ("e", "r90", "r180", "r270", "s", "s·r90", "s·r180", "s·r270")
+
+
+def runs(methods, seeds=1):
+    """Runs as in results.json, all numbers different."""
+    noise = np.random.default_rng(0)
+    return [
+        {"method": method, "seed": seed, "accuracy": 0.9 + 0.05 * noise.random(),
+         "accuracy_orbit": 0.5 + 0.4 * noise.random(), "defect": size * (1 + 0.1 * seed),
+         "defect_se": abs(size) * (2.0 if abs(size) < 1e-4 else 0.1), "certificate": None}
+        for method, size in zip(METHODS[:methods], DEFECTS, strict=False)
+        for seed in range(seeds)
+    ]  # fmt: skip
+
+
+def histories(methods, seeds=1, epochs=40, size=1.0):
+    epoch = np.arange(epochs)
+    return {
+        method: [
+            {"loss": list(size * (np.exp(-epoch / 8) + 0.2 + 0.1 * i + 0.01 * seed)), "kl_weight": [1.0] * epochs,
+             "validation": [0.2 + 0.1 * i + 0.01 * seed if e % 5 == 4 else math.nan for e in epoch]}
+            for seed in range(seeds)
+        ]
+        for i, method in enumerate(METHODS[:methods])
+    }  # fmt: skip
+
+
+def orbit_case(elements, classes=10, channels=1):
+    images, probs = torch.rand(elements, channels, 8, 8), torch.randn(30, elements, classes).softmax(-1)
+    return images, probs, [ELEMENTS[g % 8] for g in range(elements)]
+
+
+def kernel_case(count, names=True):
+    before = torch.randn(count, 3, 3)
+    return before, before + before.flip(-1), [f"channel {k}" for k in range(count)] if names else None
+
+
+FIGURES = {
+    **{f"accuracy, {m} methods, {s} seeds": lambda m=m, s=s: plots.accuracy(runs(m, s)).get_figure()
+       for m, s in [(1, 1), (3, 3), (9, 5)]},
+    **{f"defect, {m} methods, {s} seeds": lambda m=m, s=s: plots.defect(runs(m, s)).get_figure()
+       for m, s in [(1, 1), (3, 3), (6, 2), (9, 5)]},
+    "defect, all zero": lambda: plots.defect([{"method": "a", "defect": 0.0, "defect_se": 0.0}]).get_figure(),
+    **{f"training, {m} methods, {s} seeds": lambda m=m, s=s: plots.training(histories(m, s))
+       for m, s in [(1, 1), (3, 3), (9, 5)]},
+    "training, one epoch": lambda: plots.training(histories(3, epochs=1)),
+    "training, large numbers": lambda: plots.training(histories(2, epochs=1000, size=1e4)),
+    **{f"kernels, {k}": lambda k=k: plots.kernels(*kernel_case(k)) for k in (1, 3, 8, 9, 20)},
+    "kernels without names": lambda: plots.kernels(*kernel_case(16, names=False)),
+    **{f"orbit, {g} elements": lambda g=g: plots.orbit(*orbit_case(g), label=3) for g in (1, 2, 4, 8, 12)},
+    "orbit, many classes": lambda: plots.orbit(*orbit_case(4, classes=100)),
+    "orbit, two classes in colour": lambda: plots.orbit(*orbit_case(8, classes=2, channels=3)),
+}  # fmt: skip
+
+
+def drawn_texts(figure, monkeypatch):
+    """The texts that drawing the figure puts on it, and their boxes in pixels."""
+    texts, draw = [], Text.draw
+
+    def record(self, renderer):
+        if self.get_visible() and self.get_text().strip():
+            texts.append(self)
+        return draw(self, renderer)
+
+    monkeypatch.setattr(Text, "draw", record)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return [(t.get_text(), t.get_window_extent(canvas.get_renderer())) for t in dict.fromkeys(texts)]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_texts_neither_overlap_nor_leave_the_figure(name, monkeypatch):
+    figure = FIGURES[name]()
+    boxes = drawn_texts(figure, monkeypatch)
+    assert boxes
+    overlapping = [(a, b) for (a, one), (b, two) in combinations(boxes, 2) if one.overlaps(two)]
+    assert not overlapping
+    width, height = figure.bbox.size
+    outside = [t for t, b in boxes if b.x0 < 0 or b.y0 < 0 or b.x1 > width or b.y1 > height]
+    assert not outside
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_global_changes(name):
+    before = dict(matplotlib.rcParams)
+    FIGURES[name]()
+    assert dict(matplotlib.rcParams) == before
+    assert plt.get_fignums() == []
+
+
+def test_the_users_settings_do_not_matter():
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black"}):
+        ax = plots.accuracy(runs(1))
+        assert matplotlib.rcParams["font.size"] == 30
+    assert ax.get_facecolor() == (1, 1, 1, 1)
+    assert ax.xaxis.label.get_fontsize() == plots.STYLE["font.size"]
+
+
+# Accuracy and defect
+
+
+def points(ax, marker):
+    """The ``(x, row)`` of all points with this marker, rows being whole numbers."""
+    lines = [line for line in ax.get_lines() if line.get_marker() == marker]
+    return [(x, round(float(y))) for line in lines for x, y in line.get_xydata()]
+
+
+def test_accuracy_shows_every_run_and_the_means():
+    rows = runs(3, seeds=4)
+    ax = plots.accuracy(rows)
+    for field, marker in [("accuracy", "o"), ("accuracy_orbit", "D")]:
+        assert points(ax, marker) == [(run[field], METHODS.index(run["method"])) for run in rows]
+    means = [(np.mean([r[f] for r in rows if r["method"] == m]), row)
+             for f in ("accuracy", "accuracy_orbit") for row, m in enumerate(METHODS[:3])]  # fmt: skip
+    assert points(ax, "|") == [(pytest.approx(x), row) for x, row in means]
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(METHODS[:3])
+    assert ax.yaxis_inverted()
+
+
+def test_methods_stand_in_order_of_first_appearance():
+    rows = runs(3, seeds=2)
+    rows = [rows[4], rows[0], rows[5], rows[2]]
+    ax = plots.accuracy(rows)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["geometric", "baseline", "baseline-noaug"]
+    assert points(ax, "o") == [(rows[0]["accuracy"], 0), (rows[2]["accuracy"], 0), (rows[1]["accuracy"], 1),
+                               (rows[3]["accuracy"], 2)]  # fmt: skip
+
+
+def test_a_missing_accuracy_is_left_out():
+    ax = plots.accuracy([{"method": "a", "accuracy": None, "accuracy_orbit": 0.5}])
+    assert points(ax, "o") == []
+    assert points(ax, "D") == [(0.5, 0)]
+
+
+def bars(ax):
+    """For each run the estimate, its row, and the ends of its error bar."""
+    drawn = []
+    for container in ax.containers:
+        point, _, lines = container.lines
+        for (x, y), segment in zip(point.get_xydata(), lines[0].get_segments(), strict=True):
+            drawn.append((x, round(float(y)), *segment[:, 0]))
+    return drawn
+
+
+def test_defect_shows_each_estimate_and_its_error():
+    rows = runs(9, seeds=3)
+    expected = [(r["defect"], METHODS.index(r["method"]), r["defect"] - r["defect_se"], r["defect"] + r["defect_se"])
+                for r in rows]  # fmt: skip
+    assert bars(plots.defect(rows)) == [pytest.approx(row, abs=0) for row in expected]
+
+
+@pytest.mark.parametrize("value, error", [(0.0, 0.0), (-3e-5, 1e-5), (-1e-17, 1e-16), (0.0, 1e-3), (0.4, 1e-3)])
+def test_defect_of_any_sign_is_inside_and_zero_is_marked(value, error):
+    ax = plots.defect([{"method": "a", "defect": value, "defect_se": error}])
+    low, high = ax.get_xlim()
+    assert low < min(value - error, 0) and max(value + error, 0) < high
+    labels = dict(zip(ax.get_xticks(), [t.get_text() for t in ax.get_xticklabels()], strict=True))
+    assert labels[0.0] == "0" and len(labels) > 1
+    for tick, text in labels.items():
+        assert tick == 0 or tick == pytest.approx(float(text.strip("$").replace("10^{", "1e").replace("}", "")))
+
+
+def test_defect_is_linear_where_it_cannot_be_told_from_zero():
+    rows = [{"method": "a", "defect": 0.3, "defect_se": 0.01}, {"method": "b", "defect": -2e-5, "defect_se": 3e-5}]
+    ax = plots.defect(rows)
+    transform = ax.xaxis.get_transform()
+    assert transform.linthresh == 1e-4
+    shift = transform.transform(np.array([-8e-5, 0.0, 8e-5]))
+    assert shift[1] == 0 and shift[2] == -shift[0]
+    band = ax.patches[0].get_extents().transformed(ax.transData.inverted())
+    assert (band.x0, band.x1) == (pytest.approx(-1e-4), pytest.approx(1e-4))
+
+
+def test_an_exact_zero_does_not_stretch_the_axis():
+    rows = [{"method": "a", "defect": 0.3, "defect_se": 0.01}, {"method": "b", "defect": 1e-33, "defect_se": 1e-33}]
+    assert plots.defect(rows).xaxis.get_transform().linthresh == pytest.approx(10.0 ** (-1 - plots.DECADES))
+
+
+@pytest.mark.parametrize("error", [None, math.nan])
+def test_a_defect_without_error_has_no_bar(error):
+    ax = plots.defect([{"method": "a", "defect": 0.1, "defect_se": error}])
+    container = ax.containers[0]
+    assert container.lines[0].get_xdata().tolist() == [0.1]
+    assert not container.has_xerr
+
+
+def test_a_missing_defect_leaves_an_empty_row():
+    ax = plots.defect([{"method": "a", "defect": None, "defect_se": None}])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a"]
+    assert not np.isfinite(ax.containers[0].lines[0].get_xydata()).all()
+
+
+@pytest.mark.parametrize("draw", [plots.accuracy, plots.defect])
+def test_axes_may_be_given(draw):
+    ax = Figure().subplots()
+    assert draw(runs(2), ax=ax) is ax
+
+
+# Kernels, orbits and training
+
+
+def test_kernels_on_one_scale_around_zero():
+    before, after, names = kernel_case(10)
+    figure = plots.kernels(before, after, names)
+    pictures = [ax for ax in figure.axes if ax.images]
+    shown = [np.asarray(ax.images[0].get_array()) for ax in pictures]
+    for k in range(10):
+        pair = [i for i, ax in enumerate(pictures) if ax.get_title() == names[k]]
+        assert len(pair) == 1 and np.array_equal(shown[pair[0]], before[k].numpy())
+        assert any(np.array_equal(picture, after[k].numpy()) for picture in shown)
+    largest = float(max(before.abs().max(), after.abs().max()))
+    assert {ax.images[0].get_clim() for ax in pictures} == {(-largest, largest)}
+    assert figure.axes[-1].get_ylabel() == "weight"
+
+
+def test_a_kernel_stands_above_its_average():
+    before, after, names = kernel_case(3)
+    figure = plots.kernels(before, after, names)
+    FigureCanvasAgg(figure).draw()
+    place = {ax: ax.get_position() for ax in figure.axes if ax.images}
+    for k in range(3):
+        (top,) = [ax for ax in place if np.array_equal(ax.images[0].get_array(), before[k].numpy())]
+        (low,) = [ax for ax in place if np.array_equal(ax.images[0].get_array(), after[k].numpy())]
+        assert place[top].x0 == pytest.approx(place[low].x0) and place[top].y0 > place[low].y1
+
+
+def test_kernels_of_zeros():
+    figure = plots.kernels(torch.zeros(2, 3, 3), torch.zeros(2, 3, 3))
+    assert figure.axes[0].images[0].get_clim() == (-1, 1)
+
+
+def test_orbit_shows_images_means_and_spread():
+    images, probs, names = orbit_case(4)
+    figure = plots.orbit(images, probs, names, label=3)
+    for g, (top, below) in enumerate(zip(figure.axes[:4], figure.axes[4:], strict=True)):
+        assert top.get_title() == names[g]
+        assert np.array_equal(top.images[0].get_array(), images[g, 0].numpy())
+        bars = below.containers[0]
+        assert [bar.get_height() for bar in bars] == pytest.approx(probs[:, g].mean(0).tolist())
+        ends = np.array(below.collections[0].get_segments())[:, :, 1]
+        np.testing.assert_allclose(ends.T, np.quantile(probs[:, g].numpy(), [0.05, 0.95], axis=0))
+        assert below.get_ylim() == (0, 1)
+        assert [bar.get_facecolor() == matplotlib.colors.to_rgba(plots.RED) for bar in bars] == [
+            k == 3 for k in range(10)
+        ]
+
+
+def test_orbit_in_colour():
+    images, probs, names = orbit_case(2, channels=3)
+    picture = plots.orbit(images, probs, names).axes[0].images[0].get_array()
+    assert np.array_equal(picture, images[0].permute(1, 2, 0).numpy())
+
+
+def test_training_shows_each_seed_and_only_the_epochs_that_were_validated():
+    given = histories(3, seeds=2)
+    loss, validation = plots.training(given).axes
+    flat = [history for several in given.values() for history in several]
+    assert [line.get_ydata().tolist() for line in loss.get_lines()] == [h["loss"] for h in flat]
+    for line, history in zip(validation.get_lines(), flat, strict=True):
+        assert line.get_xdata().tolist() == [5, 10, 15, 20, 25, 30, 35, 40]
+        assert line.get_ydata().tolist() == history["validation"][4::5]
+    named = [line.get_label() for line in loss.get_lines() if not line.get_label().startswith("_")]
+    assert named == list(METHODS[:3])
+    assert loss.get_yscale() == validation.get_yscale() == "linear"
+
+
+def test_methods_differ_by_color_or_dash():
+    lines = plots.training(histories(9)).axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 9
+
+
+@pytest.mark.parametrize("values, scale", [([100.0, 1.0], "log"), ([20.0, 1.0], "linear"), ([100.0, -1.0], "linear")])
+def test_a_steep_positive_loss_is_on_a_logarithmic_axis(values, scale):
+    figure = plots.training({"a": [{"loss": values, "kl_weight": [1.0, 1.0], "validation": [math.nan] * 2}]})
+    assert figure.axes[0].get_yscale() == scale
+    assert figure.axes[1].get_lines()[0].get_xdata().size == 0
+
+
+# Errors and files
+
+
+BAD = {
+    "no runs, accuracy": (lambda: plots.accuracy([]), "at least one run"),
+    "no runs, defect": (lambda: plots.defect([]), "at least one run"),
+    "no histories": (lambda: plots.training({"a": []}), "at least one training history"),
+    "kernels that differ": (lambda: plots.kernels(torch.zeros(2, 3, 3), torch.zeros(3, 3, 3)), "as many before"),
+    "no kernels": (lambda: plots.kernels(torch.zeros(0, 3, 3), torch.zeros(0, 3, 3)), "as many before"),
+    "kernel names": (lambda: plots.kernels(*kernel_case(3)[:2], names=["a"]), "a name for each kernel, 3; got 1"),
+    "elements": (lambda: plots.orbit(orbit_case(4)[0], orbit_case(2)[1], ELEMENTS[:4]), r"probabilities \(T"),
+    "element names": (lambda: plots.orbit(*orbit_case(4)[:2], ["e"]), "each group element, 4; got 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    draw, match = BAD[name]
+    with pytest.raises(DataError, match=match):
+        draw()
+
+
+@pytest.mark.parametrize("kind", ["figure", "axes"])
+def test_save_writes_a_png_at_150_dpi(tmp_path, kind):
+    ax = plots.accuracy(runs(2))
+    figure = ax.get_figure()
+    plots.save(figure if kind == "figure" else ax, tmp_path / "accuracy.png")
+    assert os.listdir(tmp_path) == ["accuracy.png"]
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    height, width, _ = matplotlib.image.imread(tmp_path / "accuracy.png").shape
+    assert (width, height) == tuple(int(150 * inches) for inches in figure.get_size_inches())
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
+    class Failing:
+        def savefig(self, path, **options):
+            path.write_text("half")
+            raise OSError("disk full")
+
+    (tmp_path / "a.png").write_text("old")
+    with pytest.raises(OSError, match="disk full"):
+        plots.save(Failing(), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "pyro_equivariance.plots")
+    with pytest.raises(ImportError) as caught:
+        importlib.import_module("pyro_equivariance.plots")
+    assert 'pip install "pyro-equivariance[plots]"' in caught.value.__notes__[0]

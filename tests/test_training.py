@@ -1,0 +1,624 @@
+"""The training loop: what one step computes, to the last digit, and what it keeps, forgets and refuses."""
+
+import copy
+import functools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+from torch.distributions import kl_divergence
+
+import pyro_equivariance as pe
+from pyro_equivariance.training import negative_log_predictive
+
+COUNT = 8
+SGD = functools.partial(torch.optim.SGD, lr=0.05)
+STILL = functools.partial(torch.optim.SGD, lr=0.0)
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """No progress bars."""
+    monkeypatch.setattr(pe.fit, "__kwdefaults__", None, raising=False)
+
+
+def fit(*args, **options):
+    return pe.fit(*args, **{"progress": False, **options})
+
+
+def data(count=COUNT, classes=3):
+    return torch.randn(count, 4), torch.arange(count) % classes
+
+
+def linear(**options):
+    """Logistic regression from 4 numbers to 3 classes."""
+    return pe.BayesianNetwork(nn.Linear(4, 3), **options)
+
+
+def images(count=COUNT):
+    return torch.randn(count, 1, 4, 4), torch.arange(count) % 3
+
+
+def conv_net(width=4):
+    return nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(),
+                         nn.Linear(4 * width, 3))  # fmt: skip
+
+
+def symmetric(net, hidden="regular"):
+    return pe.network_symmetry(net, pe.CyclicGroup(4), (1, 4, 4), hidden=hidden)
+
+
+def snapshot(guide):
+    return [p.detach().clone() for p in guide.parameters()]
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# Reproducibility
+
+
+def one_run(seed, noise, **options):
+    """A run that uses all that is random: minibatches, turns, draws, validation."""
+    net = conv_net()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(0.1)
+    (x, y), held_out = (torch.linspace(-1, 1, 16 * COUNT).reshape(COUNT, 1, 4, 4), torch.arange(COUNT) % 3), images(3)
+    held_out = (x[:3].flip(0), y[:3])
+    torch.randn(noise)
+    model = pe.BayesianNetwork(net, size=COUNT)
+    guide = pe.AutoMeanFieldNormal(model)
+    augmented = pe.handlers.augment(model, symmetric(net), orbit="random")
+    result = fit(
+        augmented, guide, (x, y), epochs=4, batch_size=3, kl_warmup=1, validation=held_out, seed=seed, **options
+    )
+    return snapshot(guide), result.history
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": pyro.optim.Adam({"lr": 0.02})}], ids=["torch", "pyro"])
+def test_one_seed_one_result(options):
+    first, again, other = one_run(3, 1, **options), one_run(3, 7, **options), one_run(4, 1, **options)
+    assert equal(first[0], again[0])
+    assert str(first[1]) == str(again[1])  # nan is nan as text
+    assert not equal(first[0], other[0])
+    assert first[1]["loss"] != other[1]["loss"]
+
+
+def test_the_progress_bar_changes_nothing(capsys):
+    assert equal(one_run(3, 1, progress=True)[0], one_run(3, 1)[0])
+    assert "epoch" in capsys.readouterr().err
+
+
+# Minibatches
+
+
+class Watcher:
+    """A model that remembers which rows it was given."""
+
+    def __init__(self, model, x):
+        self.model, self.x, self.batches = model, x, []
+
+    def __call__(self, x, y=None):
+        self.batches.append([int((self.x == row).all(-1).nonzero()) for row in x])
+        return self.model(x, y)
+
+
+def watched(batch_size, epochs=6):
+    x, y = data()
+    model = linear(size=COUNT)
+    watcher = Watcher(model, x)
+    result = fit(watcher, pe.AutoMeanFieldNormal(model), (x, y), epochs=epochs, batch_size=batch_size)
+    first, *batches = watcher.batches  # the first call makes the parameters
+    assert first == list(range(batch_size or COUNT))
+    return batches, result
+
+
+def test_minibatches_are_drawn_without_replacement():
+    batches, _ = watched(batch_size=3)
+    assert len(batches) == 6 * 2  # of eight rows, two are left over
+    epochs = [sum(batches[i : i + 2], []) for i in range(0, 12, 2)]
+    for rows in epochs:
+        assert len(set(rows)) == 6
+    assert len({tuple(rows) for rows in epochs}) == 6
+    assert {row for rows in epochs for row in rows} == set(range(COUNT))
+
+
+@pytest.mark.parametrize("batch_size", [None, COUNT, 100])
+def test_all_data_at_once(batch_size):
+    x, y = data()
+    model = linear()
+    watcher = Watcher(model, x)
+    fit(watcher, pe.AutoMeanFieldNormal(model), (x, y), epochs=3, batch_size=batch_size)
+    assert watcher.batches == [list(range(COUNT))] * 4
+
+
+# The loss, to the last digit
+
+
+def laws(guide):
+    return {name: guide.get_posterior(name).base_dist for name in ("weight", "bias")}
+
+
+def by_hand_steps(guide, prior, batch, weights, seed, analytic):
+    """The same run written out: losses and final parameters."""
+    x, y = batch
+    losses = []
+    pyro.set_rng_seed(seed)
+    guide(x, y)  # the evaluation that makes the parameters
+    for beta in weights:
+        q = laws(guide)
+        draws = {name: law.loc + law.scale * torch.randn_like(law.loc) for name, law in q.items()}
+        scores = torch.nn.functional.linear(x, draws["weight"], draws["bias"]).log_softmax(-1)
+        fit_term = scores[torch.arange(len(x)), y].sum()
+        if analytic:
+            complexity = sum(kl_divergence(law, prior).sum() for law in q.values())
+        else:
+            ratios = {name: law.log_prob(draws[name]) - prior.log_prob(draws[name]) for name, law in q.items()}
+            complexity = sum(ratio.sum() for ratio in ratios.values())
+        loss = (beta * complexity - fit_term) / len(x)
+        gradients = torch.autograd.grad(loss, list(guide.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(guide.parameters(), gradients, strict=True):
+                parameter.sub_(0.05 * gradient)
+        losses.append(loss.item())
+    return losses, snapshot(guide)
+
+
+@pytest.mark.parametrize("elbo", [TraceMeanField_ELBO, Trace_ELBO])
+@pytest.mark.parametrize(("kl_weight", "kl_warmup", "weights"), [
+    (1.0, 0, [1.0, 1.0, 1.0, 1.0]),
+    (0.25, 0, [0.25, 0.25, 0.25, 0.25]),
+    (0.6, 2, [0.2, 0.4, 0.6, 0.6]),
+])  # fmt: skip
+def test_steps_against_steps_by_hand(kl_weight, kl_warmup, weights, elbo):
+    batch, model = data(), linear(prior=2.0)
+    ours, theirs = pe.AutoMeanFieldNormal(model), pe.AutoMeanFieldNormal(model)
+    theirs.initialize(*batch)
+    result = fit(model, ours, batch, epochs=4, optimizer=SGD, kl_weight=kl_weight, kl_warmup=kl_warmup, loss=elbo(),
+                 seed=5)  # fmt: skip
+    losses, parameters = by_hand_steps(theirs, dist.Normal(0.0, 2.0), batch, weights, 5, elbo is TraceMeanField_ELBO)
+    assert result.history["kl_weight"] == pytest.approx(weights, rel=1e-15)
+    assert result.history["loss"] == pytest.approx(losses, rel=1e-12)
+    for a, b in zip(ours.parameters(), parameters, strict=True):
+        torch.testing.assert_close(a.detach(), b, rtol=1e-11, atol=1e-12)
+
+
+def local_latents(x, y=None):
+    """A model without a network whose rows have latents of their own."""
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(0.5, 2.0))
+        pyro.sample("y", dist.Normal(loc + z * x.sum((-3, -2, -1)), 1.0), obs=y.double())
+
+
+def network_case(wrap):
+    net = conv_net()
+    model = pe.BayesianNetwork(net, prior=0.7)
+    return wrap(model, net), pe.AutoMeanFieldNormal(model)
+
+
+def expanded_case():
+    net = conv_net()
+    model = pe.handlers.expand(pe.BayesianNetwork(net, prior=0.7), symmetric(net, "trivial"))
+    return model, pe.AutoMeanFieldNormal(model)
+
+
+TEMPERED = {
+    "network": lambda: network_case(lambda model, net: model),
+    "full orbit": lambda: network_case(lambda model, net: pe.handlers.augment(model, symmetric(net))),
+    "random orbit": lambda: network_case(
+        lambda model, net: pe.handlers.augment(model, symmetric(net), orbit="random", likelihood="sum")
+    ),
+    "expanded": expanded_case,
+    "local latents": lambda: (local_latents, pe.AutoMeanFieldNormal(local_latents)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TEMPERED)
+def test_the_weight_is_that_of_the_kl_alone(kind):
+    """At fixed draws the loss is ``a + β KL / N``."""
+    batch = images()
+    losses = []
+    for weight in (0.25, 0.5, 1.0):
+        pyro.set_rng_seed(0)
+        model, guide = TEMPERED[kind]()
+        result = fit(model, guide, batch, epochs=1, optimizer=STILL, kl_weight=weight)
+        losses.append(result.history["loss"][0])
+    trace = pyro.poutine.trace(pyro.poutine.replay(model, pyro.poutine.trace(guide).get_trace(*batch))).get_trace(
+        *batch
+    )
+    kl = sum(
+        float(kl_divergence(guide.get_posterior(site).base_dist if hasattr(guide.get_posterior(site), "base_dist")
+                            else guide.get_posterior(site), core(trace.nodes[site]["fn"])).sum().detach())
+        for site in guide.prototype_trace.stochastic_nodes
+    )  # fmt: skip
+    assert losses[1] - losses[0] == pytest.approx(0.25 * kl / COUNT, rel=1e-9)
+    assert losses[2] - losses[1] == pytest.approx(0.5 * kl / COUNT, rel=1e-9)
+
+
+def core(law):
+    while isinstance(law, torch.distributions.Independent):
+        law = law.base_dist
+    return law
+
+
+def test_minibatch_losses_are_means_per_datum():
+    """Without a spread in the guide, the loss is the mean score plus the KL's share."""
+    x, y = data()
+    model = linear(size=COUNT)
+    guide = pe.AutoMeanFieldNormal(model, init_scale=1e-9)
+    result = fit(model, guide, (x, y), epochs=1, batch_size=2, optimizer=STILL)
+    kl = sum(float(kl_divergence(law, dist.Normal(0.0, 1.0)).sum().detach()) for law in laws(guide).values())
+    scores = model.net(x).log_softmax(-1)[torch.arange(COUNT), y]
+    assert result.history["loss"][0] == pytest.approx(float(kl / COUNT - scores.mean()), rel=1e-7)
+
+
+# Validation
+
+
+def negative_log_score(guide_draws, net, x, y):
+    scores = torch.stack([torch.func.functional_call(net, draw, (x,)).log_softmax(-1) for draw in guide_draws])
+    return -scores[:, torch.arange(len(x)), y].exp().mean(0).log().mean()
+
+
+def test_validation_score():
+    net, (x, y) = conv_net(), images()
+    model = pe.BayesianNetwork(net)
+    guide = pe.AutoMeanFieldNormal(model, init_scale=0.5)
+    guide.initialize(x, y)
+    draws = []
+
+    def recorder(*args):
+        draws.append(guide())
+        return draws[-1]
+
+    score = negative_log_predictive(model, recorder, (x, y), 6)
+    assert score == pytest.approx(float(negative_log_score(draws, net, x, y).detach()), rel=1e-12)
+    augmented = pe.handlers.augment(model, symmetric(net))
+    draws.clear()
+    score = negative_log_predictive(augmented, recorder, (x, y), 6)
+    moved = [negative_log_score(draws, net, x.rot90(g, (-2, -1)), y).detach() for g in range(4)]
+    assert score == pytest.approx(float(sum(moved) / 4), rel=1e-12)
+
+
+def at(epoch, change):
+    """A callback that acts at the start of one epoch."""
+
+    def callback(training):
+        if training.epoch == epoch:
+            with torch.no_grad():
+                change(training.guide)
+
+    return callback
+
+
+def spoil(guide):
+    """Makes the guide sure of nonsense."""
+    for name, parameter in guide.named_parameters():
+        if name.startswith("locs"):
+            parameter.normal_(std=30.0)
+
+
+def watching(states):
+    """A callback that keeps the parameters at the start of each epoch, which are those at the end of the last."""
+    return lambda training: states.append(snapshot(training.guide))
+
+
+@pytest.mark.parametrize("make", [lambda parameters: pyro.optim.Adam({"lr": 0.05}), None], ids=["pyro", "torch"])
+def test_the_best_state_is_kept(make):
+    batch, model = data(), linear()
+    guide, states = pe.AutoMeanFieldNormal(model), []
+    result = fit(model, guide, batch, epochs=8, optimizer=make and make(None), validation=batch, seed=1,
+                 callbacks=[watching(states), at(6, spoil)])  # fmt: skip
+    scores = result.history["validation"]
+    assert scores[-1] > 3 * min(scores)
+    assert result.best_epoch == scores.index(min(scores)) <= 5
+    assert equal(snapshot(guide), states[result.best_epoch + 1])
+
+
+def test_without_validation_the_last_state_stays():
+    batch, model = data(), linear()
+    guide, states = pe.AutoMeanFieldNormal(model), []
+    result = fit(model, guide, batch, epochs=3, optimizer=STILL, callbacks=[at(2, spoil), at(2, watching(states))])
+    states = snapshot(guide)
+    assert result.best_epoch == 2
+    assert max(float(p.abs().max()) for p in states) > 10
+    assert all(math.isnan(score) for score in result.history["validation"])
+
+
+@pytest.mark.parametrize(("options", "validated"), [
+    ({}, [0, 1, 2, 3, 4, 5, 6]),
+    ({"validate_every": 3}, [2, 5, 6]),
+    ({"validate_every": 10}, [6]),
+    ({"kl_warmup": 2}, [2, 3, 4, 5, 6]),
+    ({"kl_warmup": 3, "validate_every": 2}, [3, 5, 6]),
+])  # fmt: skip
+def test_when_validation_happens(options, validated):
+    batch, model = data(), linear()
+    result = fit(model, pe.AutoMeanFieldNormal(model), batch, epochs=7, validation=batch, **options)
+    scores = result.history["validation"]
+    assert [epoch for epoch, score in enumerate(scores) if not math.isnan(score)] == validated
+    assert result.best_epoch in validated
+    assert len(result.history["loss"]) == len(result.history["kl_weight"]) == 7
+
+
+def test_an_augmented_model_is_validated_on_moved_copies():
+    """A posterior that is sure, right on upright images and wrong on turned ones, scores badly."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False))
+    corner = torch.zeros(4, 4)
+    corner[0, 0] = 1.0
+    with torch.no_grad():
+        net[1].weight.copy_(torch.stack([corner, -corner]).reshape(2, 16) * 5)
+    x = torch.stack([corner, -corner])[:, None]
+    y = torch.tensor([0, 1])
+    model = pe.BayesianNetwork(net)
+    symmetry = pe.network_symmetry(net, pe.CyclicGroup(4), (1, 4, 4))
+    scores = []
+    for trained in (model, pe.handlers.augment(model, symmetry)):
+        guide = pe.AutoMeanFieldNormal(model, init_scale=1e-9)
+        result = fit(trained, guide, (x, y), epochs=1, optimizer=STILL, validation=(x, y))
+        scores.append(result.history["validation"][0])
+    assert scores[0] == pytest.approx(math.log(1 + math.exp(-10)), rel=1e-4)
+    assert scores[1] == pytest.approx((scores[0] + 3 * math.log(2)) / 4, rel=1e-4)
+
+
+# Callbacks
+
+
+def test_callbacks_see_the_start_of_each_epoch():
+    batch, model = data(), linear()
+    guide, seen = pe.AutoMeanFieldNormal(model), []
+
+    def first(training):
+        seen.append(("first", training.epoch, len(training.parameters)))
+        assert training.model is model
+        assert training.guide is guide
+        assert isinstance(training.optimizer, torch.optim.SGD)
+
+    fit(model, guide, batch, epochs=3, optimizer=SGD, callbacks=[first, lambda t: seen.append(("second", t.epoch, 4))])
+    assert seen == [(name, epoch, 4) for epoch in range(3) for name in ("first", "second")]
+
+
+def invariance_gap(guide, symmetry):
+    gaps = []
+    for site, rep in symmetry.sites.items():
+        law = guide.get_posterior(site).base_dist
+        gaps += [(rep.orbit(value) - value).abs().max() for value in (law.loc.detach(), law.scale.detach())]
+    return float(max(gaps))
+
+
+def momenta(optimizer):
+    return len(optimizer.optim_objs if isinstance(optimizer, pyro.optim.PyroOptim) else optimizer.state)
+
+
+@pytest.mark.parametrize("rule", ["geometric", "arithmetic", "projection"])
+@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize("optimizer", [None, lambda: pyro.optim.Adam({"lr": 0.05})], ids=["torch", "pyro"])
+def test_symmetrize_at(optimizer, epoch, rule):
+    net, batch = conv_net(), images()
+    model, symmetry = pe.BayesianNetwork(net), symmetric(net)
+    guide = pe.AutoMeanFieldNormal(model)
+    before, after = [], []
+
+    def expectation(training):
+        expected = copy.deepcopy(training.guide)
+        pe.symmetrize_(expected, symmetry, rule)
+        before.append((momenta(training.optimizer), snapshot(training.guide), snapshot(expected)))
+
+    def outcome(training):
+        after.append((momenta(training.optimizer), snapshot(training.guide)))
+
+    fit(model, guide, batch, epochs=4, optimizer=optimizer and optimizer(),
+        callbacks=[expectation, pe.SymmetrizeAt(epoch, symmetry, rule), outcome])  # fmt: skip
+    for e, ((had, old, averaged), (has, new)) in enumerate(zip(before, after, strict=True)):
+        assert had == (8 if optimizer else len(old)) * (e > 0) if not optimizer else had == len(old) * (e > 0)
+        assert has == (0 if e == epoch else had)
+        assert not equal(old, averaged)
+        assert equal(new, averaged if e == epoch else old)
+    assert invariance_gap(guide, symmetry) > 1e-4  # it acted once: training on has moved it away again
+
+
+def test_symmetrize_at_forgets_the_earlier_best():
+    net, batch = conv_net(), images()
+    model, symmetry = pe.BayesianNetwork(net), symmetric(net)
+    guide = pe.AutoMeanFieldNormal(model)
+    result = fit(model, guide, batch, epochs=6, validation=batch,
+                 callbacks=[pe.SymmetrizeAt(3, symmetry), at(3, spoil)])  # fmt: skip
+    scores = result.history["validation"]
+    assert min(scores[3:]) > 2 * min(scores[:3])
+    assert result.best_epoch == scores.index(min(scores[3:])) >= 3
+    plain = fit(model, pe.AutoMeanFieldNormal(model), batch, epochs=6, validation=batch, callbacks=[at(3, spoil)])
+    assert plain.best_epoch < 3
+
+
+def test_symmetrize_at_is_a_value():
+    symmetry = symmetric(conv_net())
+    assert pe.SymmetrizeAt(1, symmetry) == pe.SymmetrizeAt(1, symmetry, "geometric")
+    assert pe.SymmetrizeAt(1, symmetry) != pe.SymmetrizeAt(2, symmetry)
+
+
+# Optimizers
+
+
+def trained(optimizer, **options):
+    pyro.set_rng_seed(0)
+    batch, model = data(), linear()
+    guide = pe.AutoMeanFieldNormal(model)
+    guide.initialize(*batch)
+    start = snapshot(guide)
+    fit(model, guide, batch, optimizer=optimizer, **options)
+    return start, snapshot(guide)
+
+
+def test_adam_with_rate_a_hundredth_is_the_default():
+    start, end = trained(None, epochs=1)
+    for a, b in zip(start, end, strict=True):
+        torch.testing.assert_close((b - a).abs(), torch.full_like(a, 0.01), rtol=1e-4, atol=0)
+
+
+def test_pyro_and_torch_optimizers_agree():
+    results = [
+        trained(optimizer, epochs=5)[1]
+        for optimizer in (None, functools.partial(torch.optim.Adam, lr=0.01), pyro.optim.Adam({"lr": 0.01}))
+    ]
+    assert equal(results[0], results[1])
+    assert equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", 0.1, torch.optim.Adam([torch.zeros(1, requires_grad=True)])])
+def test_what_is_no_optimizer(optimizer):
+    batch, model = data(), linear()
+    with pytest.raises(pe.OptionError, match="optimizer to be a Pyro optimizer or a callable on parameters"):
+        fit(model, pe.AutoMeanFieldNormal(model), batch, optimizer=optimizer)
+
+
+def test_the_scheduler_steps_once_an_epoch():
+    batch, model = data(), linear(size=COUNT)
+    rates = []
+    fit(model, pe.AutoMeanFieldNormal(model), batch, epochs=4, batch_size=2, optimizer=SGD,
+        scheduler=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5),
+        callbacks=[lambda training: rates.append(training.optimizer.param_groups[0]["lr"])])  # fmt: skip
+    assert rates == pytest.approx([0.05, 0.025, 0.0125, 0.00625])
+
+
+# Models without a network, and what they learn
+
+
+def normal_normal(y, size=None):
+    """``z ~ N(1, 2²)``, ``y_n ~ N(z, 1.5²)`` in three dimensions."""
+    z = pyro.sample("z", dist.Normal(torch.ones(3), 2.0).to_event(1))
+    with pyro.plate("data", size or len(y), subsample=torch.arange(len(y))):
+        pyro.sample("y", dist.Normal(z, 1.5).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_conjugate_posterior(batch_size):
+    y = 4 + torch.randn(20, 3)
+    precision = 1 / 2**2 + 20 / 1.5**2
+    mean = (1 / 2**2 + y.sum(0) / 1.5**2) / precision
+    guide = pe.AutoMeanFieldNormal(model := functools.partial(normal_normal, size=20))
+    epochs = 400 if batch_size is None else 400
+    result = fit(model, guide, y, epochs=epochs, batch_size=batch_size,
+                 optimizer=functools.partial(torch.optim.Adam, lr=0.1),
+                 scheduler=functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
+                 loss=TraceMeanField_ELBO(num_particles=20, vectorize_particles=True))  # fmt: skip
+    law = guide.get_posterior("z").base_dist
+    assert result.guide is guide
+    torch.testing.assert_close(law.loc.detach(), mean, rtol=0, atol=0.1 * precision**-0.5)
+    torch.testing.assert_close(law.scale.detach(), torch.full((3,), precision**-0.5), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("form", [lambda y: y, lambda y: (y,), lambda y: [y]], ids=["tensor", "tuple", "list"])
+def test_data_of_one_tensor(form):
+    y = torch.randn(6, 3)
+    guide = pe.AutoMeanFieldNormal(normal_normal)
+    result = fit(normal_normal, guide, form(y), epochs=2, validation=form(y))
+    reference = pe.AutoMeanFieldNormal(normal_normal)
+    expected = fit(normal_normal, reference, y, epochs=2, validation=y)
+    assert result.history == expected.history
+    assert result.seconds > 0
+
+
+def test_parameters_of_the_model_are_trained_too():
+    def model(y):
+        shift = pyro.param("shift", torch.tensor(0.0))
+        z = pyro.sample("z", dist.Normal(0.0, 0.1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(shift + z, 1.0), obs=y)
+
+    fit(model, pe.AutoMeanFieldNormal(model), torch.full((50,), 3.0), epochs=200, optimizer=functools.partial(
+        torch.optim.Adam, lr=0.05))  # fmt: skip
+    assert float(pyro.param("shift").detach()) == pytest.approx(3.0, abs=0.2)
+
+
+# What it refuses
+
+NAN, INF = float("nan"), float("inf")
+
+
+def bad(**changes):
+    """A good call with one thing changed."""
+    x, y = data()
+    call = {"data": (x, y), "size": None, "wrap": lambda model: model}
+    call.update(changes)
+    return call
+
+
+def with_entry(value):
+    x, y = data()
+    x[2, 1] = value
+    return x, y
+
+
+def with_label(value):
+    x, y = data()
+    y[5] = value
+    return x, y
+
+
+BAD = {
+    "lengths": (lambda: bad(data=(torch.zeros(4, 4), torch.zeros(3).long())), pe.DataError, r"lengths \[4, 3\]"),
+    "no tensors": (lambda: bad(data=()), pe.DataError, r"one length in data; got lengths \[\]"),
+    "empty": (lambda: bad(data=(torch.zeros(0, 4), torch.zeros(0).long())), pe.DataError, "one datum in data"),
+    "nan": (lambda: bad(data=with_entry(NAN)), pe.DataError, "finite values in data.*drop these rows"),
+    "inf": (lambda: bad(data=with_entry(-INF)), pe.DataError, "finite values in data"),
+    "empty validation": (
+        lambda: bad(validation=(torch.zeros(0, 4), torch.zeros(0).long())), pe.DataError, "one datum in validation"
+    ),
+    "nan in validation": (lambda: bad(validation=with_entry(NAN)), pe.DataError, "finite values in validation"),
+    "validation lengths": (
+        lambda: bad(validation=(torch.zeros(4, 4), torch.zeros(3).long())), pe.DataError, "length in validation"
+    ),
+    "label too high": (lambda: bad(data=with_label(3)), pe.DataError, "labels between 0 and 2.*0 to 3.*widen"),
+    "label too low": (lambda: bad(data=with_label(-1)), pe.DataError, "labels between 0 and 2.*-1 to 2"),
+    "no size": (lambda: bad(batch_size=2), pe.OptionError, r"BayesianNetwork\(..., size=8\).*size=None"),
+    "wrong size": (lambda: bad(batch_size=2, size=7), pe.OptionError, "size=8.*size=7"),
+    "epochs": (lambda: bad(epochs=0), pe.OptionError, "epochs ≥ 1.*got 0, 1.0 and 0"),
+    "kl_weight": (lambda: bad(kl_weight=0), pe.OptionError, "kl_weight > 0.*got 20, 0 and 0"),
+    "negative kl_weight": (lambda: bad(kl_weight=-0.1), pe.OptionError, "kl_weight > 0"),
+    "kl_warmup": (lambda: bad(kl_warmup=-1), pe.OptionError, "kl_warmup ≥ 0.*got 20, 1.0 and -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    build, kind, match = BAD[case]
+    call = build()
+    model = linear(size=call.pop("size"))
+    call.pop("wrap")
+    with pytest.raises(kind, match=match):
+        fit(model, pe.AutoMeanFieldNormal(model), call.pop("data"), **call)
+    assert not pyro.get_param_store()
+
+
+WRAPPED = {
+    "augmented": lambda model, symmetry: pe.handlers.augment(model, symmetry),
+    "expanded": lambda model, symmetry: pe.handlers.expand(model, symmetry),
+    "augmented and expanded": lambda model, symmetry: pe.handlers.augment(
+        pe.handlers.expand(model, symmetry), symmetry
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_the_network_inside_is_checked(kind):
+    net, (x, y) = conv_net(2), images()
+    model = WRAPPED[kind](pe.BayesianNetwork(net), symmetric(net, "trivial"))
+    guide = pe.AutoMeanFieldNormal(model)
+    with pytest.raises(pe.OptionError, match="size=8"):
+        fit(model, guide, (x, y), batch_size=2)
+    with pytest.raises(pe.DataError, match="labels between 0 and 2"):
+        fit(model, guide, (x, y + 1))
+    fit(model, guide, (x, y), epochs=1)
+
+
+def test_real_observations_are_no_labels():
+    model = pe.BayesianNetwork(nn.Linear(4, 1), likelihood=lambda f: dist.Normal(f[:, 0], 1.0))
+    result = fit(model, pe.AutoMeanFieldNormal(model), (torch.randn(6, 4), torch.randn(6) - 5), epochs=1)
+    assert math.isfinite(result.history["loss"][0])
