@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--draws", default=default.draws, type=int, help="posterior draws of an evaluation")
     add("--device", default=default.device, help="cpu, cuda, ...")
     add("--out", default=default.out, help="folder for results.json, posterior.nc, pictures and checkpoints")
-    add("--smoke", action="store_true", help="a tiny version of all of it, in seconds")
+    add("--smoke", action="store_true", help="a tiny version of all of it, in seconds, to see that it runs")
     return top
 
 

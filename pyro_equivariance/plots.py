@@ -43,7 +43,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 PER_ROW = 8  # pictures side by side
-DECADES = 6  # of a logarithmic axis
+DECADES = 6  # below the largest defect, where rounding errors begin
 STEEP = 30  # ratio of the largest to the smallest loss from which on the axis is logarithmic
 
 
@@ -226,7 +226,7 @@ def training(histories: Mapping[str, Sequence[Mapping]]) -> Figure:
                 _line(ax, history[key], color=color, ls=dash, label=None if i else method)
         ax.set(title=title, xlabel="epoch", ylabel="nats per datum")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        _log_if_steep(ax, [h[key] for several in histories.values() for h in several])
+        _scale_to(ax, [_number(v) for several in histories.values() for history in several for v in history[key]])
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center")
     return figure
@@ -309,15 +309,16 @@ def _spread(count: int) -> np.ndarray:
 def _linear_width(values: Sequence[tuple[float, float]]) -> float:
     """The power of ten up to which the axis is linear.
 
-    It covers the narrowest estimate that cannot be told from zero, with two standard errors; without such an estimate,
-    it is below the smallest. At most ``DECADES`` decades are logarithmic.
+    It covers two standard errors of the narrowest estimate that cannot be told from zero; without such an estimate, it
+    is below the smallest. What is ``DECADES`` decades below the largest is zero up to rounding, and does not count.
     """
     sizes = [(abs(value), 2 * error) for value, error in values]
     if not any(map(max, sizes)):
         return 1.0
     noise = [math.ceil(math.log10(width)) for size, width in sizes if size <= width and width > 0]
     signal = [math.floor(math.log10(size)) for size, width in sizes if size > width]
-    return 10.0 ** max(min(noise or signal), max(noise + signal) - DECADES)
+    lowest = max(noise + signal) - DECADES
+    return 10.0 ** min([p for p in noise if p > lowest] or [p for p in signal if p > lowest])
 
 
 def _scale_through_zero(ax: Axes, values: Sequence[tuple[float, float]], linear: float) -> None:
@@ -328,13 +329,20 @@ def _scale_through_zero(ax: Axes, values: Sequence[tuple[float, float]], linear:
     ax.set_xlim(low, high)
     ticks = [*(-t for t in reversed(_powers(linear, -low))), 0.0, *_powers(linear, high)]
     ax.set_xticks(ticks, [_power_label(t) for t in ticks])
-    ax.set_xticks([], minor=True)
+    minor = [sign * k * 10.0**p for p in range(*_decades(linear / 10, max(high, -low))) for k in range(1, 10)
+             for sign in (-1, 1)]  # fmt: skip
+    ax.set_xticks([t for t in minor if low <= t <= high], minor=True)
+
+
+def _decades(smallest: float, largest: float) -> tuple[int, int]:
+    """The first exponent of ten from ``smallest``, a power of ten, to ``largest``, and the one after the last."""
+    return round(math.log10(smallest)), math.floor(math.log10(largest)) + 1
 
 
 def _powers(smallest: float, largest: float) -> list[float]:
     """At most four powers of ten, evenly apart, from ``smallest`` on."""
-    first, last = round(math.log10(smallest)), math.floor(math.log10(largest))
-    return [10.0**k for k in range(first, last + 1, max((last - first) // 4, 0) + 1)]
+    first, end = _decades(smallest, largest)
+    return [10.0**p for p in range(first, end, max((end - 1 - first) // 4, 0) + 1)]
 
 
 def _power_label(tick: float) -> str:
@@ -372,7 +380,7 @@ def _bars(ax: Axes, probs: np.ndarray, label: int | None, first: bool) -> None:
     classes, mean = np.arange(probs.shape[1]), probs.mean(0)
     ends = np.quantile(probs, (0.05, 0.95), axis=0)
     ax.bar(classes, mean, color=[RED if k == label else SKY for k in classes])
-    ax.vlines(classes, *ends, color=BLACK, lw=1)
+    ax.vlines(classes, *ends, color=BLACK, lw=min(1.0, 20 / len(classes)))
     ax.set(ylim=(0, 1), yticks=[0, 0.5, 1])
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if first:
@@ -391,7 +399,11 @@ def _line(ax: Axes, values: Sequence[float], **options) -> None:
     ax.plot(epochs + 1, values[epochs], lw=0.9, marker="." if len(epochs) < 3 else None, ms=4, **options)
 
 
-def _log_if_steep(ax: Axes, rows: Sequence[Sequence[float]]) -> None:
-    values = np.array([v for row in rows for v in map(_number, row) if math.isfinite(v)])
-    if len(values) and values.min() > 0 and values.max() > STEEP * values.min():
+def _scale_to(ax: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis for steep positive values, and a note where there are none."""
+    known = [v for v in values if math.isfinite(v)]
+    if not known:
+        ax.set(xticks=[], yticks=[])
+        ax.text(0.5, 0.5, "not evaluated", transform=ax.transAxes, ha="center")
+    elif min(known) > 0 and max(known) > STEEP * min(known):
         ax.set_yscale("log")

@@ -65,6 +65,9 @@ class Config:
                 f"Expected at least 2 epochs (one-shot methods act half way) and 3 draws (for a jackknife error); "
                 f"got {self.epochs} and {self.draws}."
             )
+        if not self.methods:
+            raise OptionError("Expected --methods to name at least one; got none.")
+        _check_device(self.device)
         if not self.seeds:
             raise OptionError("Expected at least one seed; got none.")
         if self.width % len(GROUPS[self.group]()):
@@ -74,7 +77,7 @@ class Config:
             )
 
     def smoke(self) -> "Config":
-        """The same comparison made as small as it can be, to see that all of it runs."""
+        """The same comparison made as small as it can be, to see that all of it runs; its numbers mean nothing."""
         return replace(self, train_size=100, validation_size=50, test_size=100, epochs=4, batch_size=50,
                        seeds=self.seeds[:1], width=8, draws=10)  # fmt: skip
 
@@ -172,6 +175,13 @@ def convolutional_network(input_shape, classes: int, width: int) -> nn.Module:
     for parameter in net.parameters():
         nn.init.kaiming_normal_(parameter) if parameter.ndim > 1 else nn.init.zeros_(parameter)
     return net
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"Expected --device to be one that torch can use here, such as cpu; got {name!r}.") from error
 
 
 def check_writable(out: str) -> Path:

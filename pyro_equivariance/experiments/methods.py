@@ -49,18 +49,17 @@ class _KernelWatch:
 
     def __call__(self, training: Training) -> None:
         if training.epoch == self.shot.epoch:
-            self.kernels.append(first_kernels(training.guide))
-        self.shot(training)
-        if training.epoch == self.shot.epoch:
-            self.kernels.append(first_kernels(training.guide))
+            order = len(self.shot.symmetry.group)
+            self.kernels.append(first_kernels(training.guide, order))
+            self.shot(training)
+            self.kernels.append(first_kernels(training.guide, order))
 
 
 @torch.no_grad()
-def first_kernels(guide, count: int = 8) -> Tensor:
-    """The mean of the first site's first kernels, ``(count, h, w)``."""
-    name = next(iter(guide.median()))
-    loc = guide.median()[name].cpu()
-    return loc.reshape(-1, *loc.shape[-2:])[:count]
+def first_kernels(guide, order: int, count: int = 8) -> Tensor:
+    """Mean kernels of the first layer, ``(count, h, w)``: of one channel in all ``order`` blocks, then of the next."""
+    loc = next(iter(guide.median().values())).cpu()[:, 0]
+    return loc.unflatten(0, (order, -1)).transpose(0, 1).flatten(0, 1)[:count]
 
 
 def baseline(problem: Problem, seed: int, progress: bool, augmented: bool = True) -> Fitted:

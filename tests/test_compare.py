@@ -1,0 +1,210 @@
+"""The main job on small data: what it writes, what it says, and how it refuses what it cannot use."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_equivariance import cli
+from pyro_equivariance.data import synthetic
+from pyro_equivariance.experiments import METHODS, Config, convolutional_network
+from pyro_equivariance.experiments.base import GROUPS
+from pyro_equivariance.experiments.compare import recommend, write_json
+from pyro_equivariance.experiments.evaluation import DEFINITIONS
+from pyro_equivariance.networks import network_symmetry
+
+TINY = ["--train-size", "40", "--validation-size", "12", "--test-size", "12", "--epochs", "2", "--batch-size", "20",
+        "--width", "8", "--draws", "3"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def single_precision():
+    torch.set_default_dtype(torch.float32)
+
+
+def write_npz(path, images=None, labels=None, **extra):
+    data = synthetic(80, size=8, classes=4)
+    images = data.images.numpy() if images is None else images
+    np.savez(path, images=images, labels=data.labels.numpy() if labels is None else labels, **extra)
+    return str(path)
+
+
+@pytest.fixture
+def npz(tmp_path):
+    return write_npz(tmp_path / "shapes.npz")
+
+
+def run(capsys, *arguments):
+    status = cli.main(["compare", *arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize("group", ["c4", "d4"])
+def test_all_methods_on_an_npz(capsys, tmp_path, npz, group):
+    out = tmp_path / "results"
+    status, printed, _ = run(capsys, "--data", npz, "--group", group, "--out", str(out), *TINY)
+    assert status == 0
+    results = json.loads((out / "results.json").read_text())
+    runs = results["runs"]
+    assert [r["method"] for r in runs] == list(METHODS)
+    assert all(set(r) == set(DEFINITIONS) and r["certificate"] is None for r in runs)
+    assert results["config"]["group"] == group and results["config"]["kl_weight"] == Config().kl_weight
+    tied = runs[-1]
+    assert tied["osp"] == 1 and abs(tied["defect"]) < 1e-10 and tied["parameters"] < runs[0]["parameters"]
+    assert results["recommendation"] in printed and printed.count("\n") > len(METHODS)
+    written = {p.name for p in out.iterdir()}
+    assert {"accuracy.png", "defect.png", "kernels.png", "training.png", "posterior.nc", "checkpoints"} <= written
+    assert {f"orbit-{m}.png" for m in METHODS} <= written
+    assert not [name for name in written if name.endswith(".part")]
+    checkpoint = torch.load(out / "checkpoints" / "always-seed0.pt", weights_only=True)
+    assert sum(v.numel() for v in checkpoint.values()) == runs[list(METHODS).index("always")]["parameters"]
+
+
+def test_posterior_reads_as_arviz(capsys, tmp_path, npz):
+    az = pytest.importorskip("arviz")
+    options = [
+        "--data",
+        npz,
+        "--methods",
+        "baseline,expansion-tied",
+        "--seeds",
+        "0,1",
+        "--out",
+        str(tmp_path / "o"),
+        *TINY,
+    ]
+    assert run(capsys, *options)[0] == 0
+    idata = az.from_netcdf(tmp_path / "o" / "posterior.nc")
+    tied = idata.sel(method_name="expansion-tied").orbit_predictive.probs
+    assert tied.sizes["chain"] == 2 and list(tied.element.values) == ["e", "r90", "r180", "r270"]
+    spread = tied - tied.sel(element="e")
+    assert float(np.abs(spread).max()) < 1e-5  # every draw is equivariant
+    baseline = idata.sel(method_name="baseline").orbit_predictive.probs
+    assert float(np.abs(baseline - baseline.sel(element="e")).max()) > 1e-3
+
+
+def test_two_runs_agree_bit_for_bit(capsys, tmp_path, npz):
+    rows = []
+    for name in ("a", "b"):
+        options = ["--data", npz, "--methods", "baseline,expansion", "--out", str(tmp_path / name), *TINY]
+        assert run(capsys, *options)[0] == 0
+        runs = json.loads((tmp_path / name / "results.json").read_text())["runs"]
+        rows.append([{k: v for k, v in r.items() if k != "train_seconds"} for r in runs])
+    assert rows[0] == rows[1]
+
+
+def test_sum_is_mean_with_a_smaller_kl_weight(capsys, tmp_path, npz):
+    """For a method that trains upright the convention only weighs the KL, by 1/|G|."""
+    rows = []
+    for convention, weight in (("sum", "1.0"), ("mean", "0.25")):
+        out = tmp_path / convention
+        options = ["--data", npz, "--methods", "always", "--likelihood", convention, "--kl-weight", weight]
+        assert run(capsys, *options, "--out", str(out), *TINY)[0] == 0
+        rows.append(json.loads((out / "results.json").read_text())["runs"][0]["nll"])
+    assert rows[0] == rows[1]
+
+
+def bad_labels(tmp_path, labels):
+    return ["--data", write_npz(tmp_path / "bad.npz", labels=labels)]
+
+
+def nan_images(tmp_path):
+    images = synthetic(80).images.numpy().copy()
+    images[3, 0, 2, 2] = np.nan
+    return ["--data", write_npz(tmp_path / "bad.npz", images=images)]
+
+
+def damaged(tmp_path):
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 not really")
+    return ["--data", str(tmp_path / "bad.npz")]
+
+
+BAD_INPUT = {
+    "negative label": (lambda p: bad_labels(p, np.full(80, -1)), r"labels"),
+    "labels of the wrong length": (lambda p: bad_labels(p, np.zeros(79, int)), r"79"),
+    "fractional labels": (lambda p: bad_labels(p, np.full(80, 0.5)), r"labels"),
+    "NaN image": (nan_images, r"finite"),
+    "not square": (lambda p: ["--data", write_npz(p / "w.npz", images=np.zeros((80, 8, 6)))], r"square.*8 × 6.*c2"),
+    "empty split": (lambda p: ["--train-size", "68", "--test-size", "0"], r"at least 1 image"),
+    "split too large": (lambda p: ["--train-size", "500"], r"smaller"),
+    "unknown method": (lambda p: ["--methods", "baseline,magic"], r"--methods.*'magic'"),
+    "no method": (lambda p: ["--methods", ","], r"--methods"),
+    "unknown group": (lambda p: ["--group", "c8"], r"group.*'c4'.*'c8'"),
+    "missing file": (lambda p: ["--data", str(p / "nowhere.npz")], r"nowhere.npz"),
+    "unknown data": (lambda p: ["--data", "imagenet"], r"imagenet"),
+    "damaged file": (damaged, r"bad.npz"),
+    "empty folder": (lambda p: ["--data", str(p)], r"IDX"),
+    "likelihood": (lambda p: ["--likelihood", "median"], r"likelihood.*'median'"),
+    "width": (lambda p: ["--width", "30"], r"--width.*multiple of 4"),
+    "epochs": (lambda p: ["--epochs", "1"], r"2 epochs"),
+    "KL weight": (lambda p: ["--kl-weight", "0"], r"--kl-weight"),
+    "no seed": (lambda p: ["--seeds", ","], r"seed"),
+    "device": (lambda p: ["--device", "abacus"], r"--device.*'abacus'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, npz, case):
+    make, expected = BAD_INPUT[case]
+    out = tmp_path / "results"
+    status, printed, error = run(capsys, "--data", npz, *TINY, *make(tmp_path), "--out", str(out))
+    assert status == 2 and printed == ""
+    assert error.count("\n") == 1 and error.startswith("pyro-equivariance: error: ")
+    assert re.search(expected, error), error
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_out_that_is_a_file_is_found_before_training(capsys, tmp_path, npz):
+    (tmp_path / "taken").write_text("mine")
+    status, printed, error = run(capsys, "--data", npz, "--out", str(tmp_path / "taken"), *TINY)
+    assert (status, printed) == (2, "") and "--out" in error and (tmp_path / "taken").read_text() == "mine"
+
+
+def test_words_for_seeds_are_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["compare", "--seeds", "one"])
+    assert stop.value.code == 2 and "whole numbers" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_command(tmp_path):
+    command = [sys.executable, "-m", "pyro_equivariance", "compare", "--group", "c8", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "c8" in done.stderr
+
+
+@pytest.mark.parametrize("side", [5, 7, 8, 9, 12, 15, 28, 32])
+@pytest.mark.parametrize("group", ["c4", "d4"])
+def test_the_network_is_compatible_at_every_size(side, group):
+    net = convolutional_network((1, side, side), classes=3, width=8)
+    assert net(torch.zeros(2, 1, side, side)).shape == (2, 3)
+    assert network_symmetry(net, GROUPS[group](), (1, side, side)).check(net) < 1e-10
+
+
+def test_recommendation_names_the_lowest_validation_nll():
+    base = {"validation_nll": 0.5, "nll": 0.6, "accuracy_orbit": 0.8, "exact": False, "defect": 0.1, "defect_se": 0.01}
+    runs = [{**base, "method": "a"}, {**base, "method": "b", "validation_nll": 0.3, "exact": True}]
+    assert recommend(runs).startswith("Use b:") and "exactly equivariant" in recommend(runs)
+    assert "not equivariant" in recommend(runs[:1])
+    assert "cannot be told from 0" in recommend([{**base, "method": "a", "defect": 0.01}])
+
+
+def test_json_is_strict_and_whole(tmp_path):
+    path = tmp_path / "r.json"
+    write_json(path, {"a": float("nan"), "b": (1.5, float("inf"))})
+    assert json.loads(path.read_text()) == {"a": None, "b": [1.5, None]}
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text())["b"] == [1.5, None]
+
+
+def test_smoke_is_small():
+    smoke = Config(seeds=(3, 4)).smoke()
+    assert smoke.train_size <= 100 and smoke.seeds == (3,) and smoke.epochs >= 2
+    assert Path(smoke.out) == Path(Config().out)
