@@ -180,7 +180,13 @@ def test_network_groups():
     }
     assert idata.orbit_predictive["element"].values.tolist() == list(symmetry.group.names)
     assert np.array_equal(idata.constant_data["x"].values, x.numpy())
-    assert idata.log_likelihood["y"].dtype == np.float64
+
+
+def test_single_precision_likelihoods_are_summed_in_double():
+    model, guide, (x, y), _ = network_case()
+    idata = pe.to_arviz(model.float(), guide.float(), (x.float(), y), draws=2, sites=["3.bias"])
+    assert idata.posterior["3.bias"].dtype == idata.posterior_predictive["probs"].dtype == np.float32
+    assert idata.log_likelihood["y"].dtype == idata.posterior["mean_log_likelihood"].dtype == np.float64
 
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter", "ignore:For one or more samples the posterior variance")
@@ -268,9 +274,12 @@ def test_an_augmented_model_counts_each_datum_once_as_it_is(orbit):
         np.testing.assert_allclose(augmented[group][name].values, plain[group][name].values, rtol=1e-9)
 
 
-def test_a_condition_around_the_model_is_kept():
-    model, guide, (x, y), _ = network_case()
-    idata = pe.to_arviz(pyro.poutine.condition(model, {"y": y}), guide, x, draws=3)
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_condition_on_the_model_is_kept(augmented):
+    model, guide, (x, y), symmetry = network_case()
+    model = pyro.poutine.condition(model, {"y": y})
+    model = pe.handlers.augment(model, symmetry) if augmented else model
+    idata = pe.to_arviz(model, guide, x, draws=3)
     assert np.array_equal(idata.observed_data["y"].values, y.numpy())
     assert list(idata.posterior.data_vars) == ["mean_log_likelihood"]
 

@@ -96,15 +96,15 @@ class TestLaws:
         copy = pickle.loads(pickle.dumps(group))
         assert copy == group and copy.names == group.names and torch.equal(copy.table, group.table)
 
-    def test_split_and_join(self, group):
-        """Products with a sign, whatever the group."""
-        product = group * pe.SignGroup()
-        left, right = product.split(product.elements)
-        assert torch.equal(left * 2 + right, product.elements)
-        a, b = product.elements[:, None], product.elements
-        both = product.split(product.compose(a, b))
-        assert torch.equal(both[0], group.compose(left[:, None], left))
-        assert torch.equal(both[1], right[:, None] ^ right)
+    @pytest.mark.parametrize("first", [True, False])
+    def test_products_compose_by_components(self, group, first):
+        left, right = (group, pe.SignGroup()) if first else (pe.SignGroup(), group)
+        product = left * right
+        g, h = product.split(product.elements)
+        assert torch.equal(g * len(right) + h, product.elements)
+        both = product.split(product.compose(product.elements[:, None], product.elements))
+        assert torch.equal(both[0], left.compose(g[:, None], g))
+        assert torch.equal(both[1], right.compose(h[:, None], h))
 
 
 class TestNames:
@@ -188,6 +188,7 @@ class TestSubgroups:
         assert group == D4.subgroup([2, 4]) == D4.subgroup([0, 6, torch.tensor(4), 4]) != D4.subgroup([2, 5])
         assert len(pe.SymmetricGroup(4).subgroup(["(0 1 2)", "(0 1)(2 3)"])) == 12
         assert len(D4.subgroup(D4.generators)) == 8
+        assert D4.subgroup([0, "r180"]).generators == (1,)
 
 
 class TestLehmerCode:
@@ -209,10 +210,12 @@ def test_a_large_table_is_refused():
         _ = pe.SymmetricGroup(7).table
 
 
-def test_large_groups_have_short_transversals():
-    group = pe.SymmetricGroup(6)
-    assert sum(len(t) - 1 for t in group.transversals) < 30
-    assert math.prod(len(t) for t in group.transversals) == 720
+@pytest.mark.parametrize("group, actions", [
+    (pe.CyclicGroup(4), 2), (pe.DihedralGroup(4), 3), (pe.SymmetricGroup(6), 22),
+], ids=repr)  # fmt: skip
+def test_transversals_are_short(group, actions):
+    assert sum(len(t) - 1 for t in group.transversals) == actions
+    assert math.prod(len(t) for t in group.transversals) == len(group)
 
 
 def test_equal_orders_are_not_equal_groups():

@@ -460,6 +460,16 @@ def test_hand_written_models(kind, likelihood):
     )
 
 
+def test_one_handler_serves_two_models():
+    """Whose plates have one name, but different sizes."""
+    group, x, y, w = pe.CyclicGroup(4), torch.randn(BATCH, 3, 3), torch.randn(BATCH), torch.randn(9)
+    handler = pe.handlers.augment(symmetry=linear_symmetry(group))
+    expected = sum(dist.Normal(turned(x, g).flatten(1) @ w, 0.7).log_prob(y).sum() for g in range(4)) / 4
+    for kind in ("subsample", "the batch's own length"):
+        build, scale = LINEAR_MODELS[kind]
+        torch.testing.assert_close(log_likelihood(handler(build()), {"w": w}, x, y), expected * scale)
+
+
 def test_a_plate_that_subsamples_inside_the_model_is_an_error():
     def model(x, y=None):
         w = pyro.sample("w", dist.Normal(torch.zeros(9), 1.0).to_event(1))

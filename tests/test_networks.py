@@ -287,6 +287,16 @@ class TestWiden:
         assert big[0].weight.dtype == torch.float64
         assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
+    def test_starts_as_the_small_network_does(self):
+        """Each entry is one of the small layer's, shrunk by the root of the growth of the fan-in."""
+        net = small_conv()
+        big = widen_network(net, C4, (1, 6, 6))
+        shrink = {"0.weight": 1.0, "4.weight": 0.5, "6.weight": 0.5}
+        for name, parameter in big.named_parameters():
+            entries = net.get_parameter(name).flatten() * shrink.get(name, 1.0)
+            assert torch.isin(parameter.flatten(), entries).all()
+            assert len(parameter.unique()) > len(entries) / 3
+
     @pytest.mark.parametrize("layers", [(nn.Linear(9, 2),), ()], ids=["one", "none"])
     def test_nothing_to_widen(self, layers):
         with pytest.raises(LayerError, match="with a hidden layer to expand"):
@@ -351,6 +361,60 @@ class TestModel:
         named = pe.BayesianNetwork(model.net)
         replayed = poutine.trace(model).get_trace(X, Y)
         assert poutine.trace(poutine.replay(named, replayed)).get_trace(X, Y).log_prob_sum() == replayed.log_prob_sum()
+
+
+class Viewing(nn.Module):
+    """Takes contiguous images only."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(18, 2)
+
+    def forward(self, x):
+        return self.layer(x.view(len(x), -1))
+
+
+class TestLayout:
+    """Images are laid out with the channels last where that is faster; the numbers stay."""
+
+    @pytest.fixture
+    def strides(self):
+        """Runs a model on images and reports the strides that its network saw."""
+
+        def seen(model, x):
+            found = []
+            hook = model.net.register_forward_pre_hook(lambda module, args: found.append(args[0].stride()))
+            model(x)
+            hook.remove()
+            return found[-1]
+
+        return seen
+
+    @pytest.mark.parametrize("channels", [1, 2])
+    @pytest.mark.parametrize("dtype, option, last", [
+        (torch.float32, None, True), (torch.float64, None, False), (torch.float64, True, True),
+        (torch.float32, False, False),
+    ])  # fmt: skip
+    def test_follows_the_option(self, strides, channels, dtype, option, last):
+        net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.Linear(4, 2)).to(dtype)
+        model = pe.BayesianNetwork(net, channels_last=option)
+        x = torch.randn(5, channels, 3, 3, dtype=dtype)
+        expected = (9 * channels, 1, 3 * channels, channels) if last else (9 * channels, 9, 3, 1)
+        assert strides(model, x) == strides(model, x) == expected
+
+    def test_does_not_change_the_output(self):
+        net = small_conv().float()
+        x, outputs = torch.randn(3, 1, 6, 6, dtype=torch.float32), []
+        for option in (True, False, None):
+            model = pe.BayesianNetwork(net, channels_last=option)
+            outputs.append(poutine.condition(model, dict(net.named_parameters()))(x))
+        assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
+        assert_close(outputs[2], net(x), atol=1e-5, rtol=1e-5)
+
+    def test_networks_that_view_are_left_as_they_are(self, strides):
+        model = pe.BayesianNetwork(Viewing().float())
+        assert strides(model, torch.randn(5, 2, 3, 3, dtype=torch.float32)) == (18, 9, 3, 1)
+        assert model.with_net(Viewing()).channels_last is False
 
 
 def poisson(output):

@@ -195,9 +195,11 @@ def test_defect_is_linear_where_it_cannot_be_told_from_zero():
     assert (band.x0, band.x1) == (pytest.approx(-1e-4), pytest.approx(1e-4))
 
 
-def test_an_exact_zero_does_not_stretch_the_axis():
-    rows = [{"method": "a", "defect": 0.3, "defect_se": 0.01}, {"method": "b", "defect": 1e-33, "defect_se": 1e-33}]
-    assert plots.defect(rows).xaxis.get_transform().linthresh == pytest.approx(10.0 ** (-1 - plots.DECADES))
+@pytest.mark.parametrize("error, linear", [(1e-5, 1e-4), (None, 1e-1)])
+def test_a_zero_up_to_rounding_does_not_stretch_the_axis(error, linear):
+    rows = [{"method": "a", "defect": 0.3, "defect_se": 0.01}, {"method": "b", "defect": 1e-17, "defect_se": 1e-17}]
+    rows += [{"method": "c", "defect": 1e-5, "defect_se": error}] if error else []
+    assert plots.defect(rows).xaxis.get_transform().linthresh == pytest.approx(linear)
 
 
 @pytest.mark.parametrize("error", [None, math.nan])
@@ -298,6 +300,7 @@ def test_a_steep_positive_loss_is_on_a_logarithmic_axis(values, scale):
     figure = plots.training({"a": [{"loss": values, "kl_weight": [1.0, 1.0], "validation": [math.nan] * 2}]})
     assert figure.axes[0].get_yscale() == scale
     assert figure.axes[1].get_lines()[0].get_xdata().size == 0
+    assert [t.get_text() for t in figure.axes[1].texts] == ["not evaluated"]
 
 
 # Errors and files
