@@ -39,7 +39,7 @@ docs: $(INSTALLED_DOCS)  ## build the documentation in docs/_build/html
 	$(BIN)/python -m sphinx -E -W -b html docs docs/_build/html
 
 clean:  ## delete what the other targets wrote, but not the environment
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache docs/_build docs/tutorials docs/jupyter_execute demo
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache docs/_build docs/tutorials docs/jupyter_execute demo benchmarks/results
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps live in the environment, so an environment without the package gets it.

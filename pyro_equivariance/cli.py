@@ -42,6 +42,12 @@ def parser() -> argparse.ArgumentParser:
     add("--init-scale", default=default.init_scale, type=float, help="initial scale, as a fraction of the prior's")
     add("--draws", default=default.draws, type=int, help="posterior draws of an evaluation")
     add("--device", default=default.device, help="cpu, cuda, ...")
+    add(
+        "--threads",
+        default=default.threads,
+        type=int,
+        help="torch threads; the same number repeats results bit for bit",
+    )
     add("--out", default=default.out, help="folder for results.json, posterior.nc, pictures and checkpoints")
     add("--smoke", action="store_true", help="a tiny version of all of it, in seconds, to see that it runs")
     return top

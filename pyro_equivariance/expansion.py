@@ -103,7 +103,7 @@ def expand(
     :param str arrangement: ``"free"``, ``"gcnn"`` or ``"row_constant"`` (a negative control).
     :param tie: ``None``, ``"parameters"`` or ``"samples"``.
     :returns: ``(big_model, big_guide, big_symmetry)``; the guide is initialised.
-    :raises OptionError: for ``arrangement="free"`` with ``tie=None`` the start equals ``gcnn``; unknown names.
+    :raises OptionError: for an unknown arrangement or tie, or a model that is no :class:`BayesianNetwork`.
 
     Source: Dong, Flinth, Gerken (2026), arXiv:2606.26273.
 

@@ -397,6 +397,7 @@ def test_stack_and_select():
     stacked = diagnostics.stack(runs)
     assert stacked.posterior["mu"].dims == ("method_name", "chain", "draw")
     assert stacked.posterior["method_name"].values.tolist() == ["baseline", "always"]
+    assert stacked.posterior["chain"].values.tolist() == [0, 1]
     assert stacked.observed_data["y"].dims == ("observation",)
     for method, several in runs.items():
         own = stacked.sel(method_name=method)

@@ -50,13 +50,14 @@ class Config:
     init_scale: float = 0.1
     draws: int = 100
     device: str = "cpu"
+    threads: int = 1
     out: str = "results"
 
     def __post_init__(self):
         check_option("group", self.group, GROUPS)
         check_option("likelihood", self.likelihood, CONVENTIONS)
-        positive = ("train_size", "validation_size", "batch_size", "kl_weight", "learning_rate", "width", "prior_gain",
-                    "prior_bias", "init_scale")  # fmt: skip
+        sizes = ("train_size", "validation_size", "batch_size", "width", "threads")
+        positive = (*sizes, "kl_weight", "learning_rate", "prior_gain", "prior_bias", "init_scale")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise OptionError(f"Expected --{name.replace('_', '-')} to be positive; got {getattr(self, name)}.")

@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyro
@@ -52,10 +53,11 @@ def compare(config: Config, progress: bool = True) -> dict:
     problems = {seed: make_problem(config, data, seed) for seed in config.seeds}
     run = _Run(config, out, data)
     _print_head(config, data)
-    for seed, problem in problems.items():
-        for name in methods:
-            run.add(name, seed, problem, progress)
-    run.finish(problems[config.seeds[0]])
+    with _threads(config.threads):
+        for seed, problem in problems.items():
+            for name in methods:
+                run.add(name, seed, problem, progress)
+        run.finish(problems[config.seeds[0]])
     return run.results
 
 
@@ -64,6 +66,17 @@ def chosen_methods(config: Config) -> list[str]:
     for name in config.methods:
         check_option("--methods", name, (*METHODS, "all"))
     return list(METHODS) if "all" in config.methods else list(dict.fromkeys(config.methods))
+
+
+@contextmanager
+def _threads(count: int):
+    """So many torch threads; one is the fastest for small images unless the cores are idle."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Run:

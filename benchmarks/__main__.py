@@ -1,0 +1,7 @@
+"""``python -m benchmarks [section ...]``."""
+
+import sys
+
+from .sections import main
+
+sys.exit(main())
