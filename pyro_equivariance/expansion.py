@@ -18,7 +18,7 @@ from .symmetry import Symmetry
 TIES = (None, "parameters", "samples")
 
 
-def symmetrize_(guide, symmetry: Symmetry, rule: str = "geometric", optimizer=None) -> None:
+def symmetrize_(guide, symmetry: Symmetry, rule: str = "geometric", optimizer=None, args: tuple = ()) -> None:
     """Replace the parameters of a mean-field Normal guide by those of its orbit average, once and in place.
 
     Works for any guide whose latent sites draw from Normals with parameters for mean and scale: the guides here,
@@ -28,6 +28,7 @@ def symmetrize_(guide, symmetry: Symmetry, rule: str = "geometric", optimizer=No
     :param Symmetry symmetry: a representation for every latent site.
     :param str rule: ``"geometric"``, ``"arithmetic"`` or ``"projection"``.
     :param optimizer: a Pyro or torch optimizer whose state (momenta) is then cleared.
+    :param tuple args: what a hand-written guide must be called with, such as the model's arguments.
     :raises SymmetryError: if a site has no representation, or no parameters of its own to change.
 
     >>> import torch, pyro, pyro_equivariance as pe
@@ -41,7 +42,7 @@ def symmetrize_(guide, symmetry: Symmetry, rule: str = "geometric", optimizer=No
     True
     """
     check_option("rule", rule, RULES)
-    sites = mean_field_parameters(guide)
+    sites = mean_field_parameters(guide, *args)
     averaged = {}
     with torch.no_grad():
         for name, (loc, scale) in sites.items():
@@ -52,9 +53,9 @@ def symmetrize_(guide, symmetry: Symmetry, rule: str = "geometric", optimizer=No
     clear_state(optimizer)
 
 
-def mean_field_parameters(guide) -> dict[str, tuple[dict, dict]]:
+def mean_field_parameters(guide, *args) -> dict[str, tuple[dict, dict]]:
     """For each latent site of a mean-field Normal guide, the ``param`` messages of its mean and its scale."""
-    trace = poutine.trace(guide).get_trace()
+    trace = poutine.trace(guide).get_trace(*args)
     params = {node["value"].data_ptr(): node for node in trace.nodes.values() if node["type"] == "param"}
     found = {}
     for name, node in trace.nodes.items():
@@ -165,7 +166,8 @@ def _moments(guide, arguments) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and scale of each site of the small guide, which is initialised if it was not."""
     with torch.no_grad():
         poutine.block(guide)(*arguments)
-        return {name: (_value(loc), _value(scale)) for name, (loc, scale) in mean_field_parameters(guide).items()}
+        found = mean_field_parameters(guide, *arguments)
+        return {name: (_value(loc), _value(scale)) for name, (loc, scale) in found.items()}
 
 
 def _example(model: BayesianNetwork, symmetry: Symmetry) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from .errors import SymmetryError, check_option
 from .networks.bayesian import BayesianNetwork, NetworkModel
 from .networks.expanded import SiteExpansion
-from .networks.tracing import widen_network
+from .networks.tracing import network_symmetry, widen_network
 from .symmetrize import RULES, average
 from .symmetry import Symmetry
 
@@ -256,6 +256,12 @@ def expand(model: BayesianNetwork, symmetry: Symmetry, arrangement: str = "free"
 def widen(model: BayesianNetwork, symmetry: Symmetry) -> BayesianNetwork:
     """The model of the network with ``|G|`` times the hidden channels, the prior rule applied to its own fan-in."""
     shape = symmetry.inputs.event_shape
+    small = network_symmetry(model.net, symmetry.group, shape, "trivial", symmetry.outputs)
+    for name, rep in small.sites.items():
+        if symmetry[name] != rep:
+            raise SymmetryError(
+                f"Expected the small network's symmetry with hidden='trivial'; site {name!r} moves by {symmetry[name]}."
+            )
     return model.with_net(widen_network(model.net, symmetry.group, shape, symmetry.outputs))
 
 

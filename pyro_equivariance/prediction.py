@@ -28,7 +28,7 @@ def predict(model: Callable, guide: Callable, x: Tensor, draws: int = 100) -> Te
     >>> pe.predict(model, guide, torch.zeros(5, 4), draws=7).shape
     torch.Size([7, 5, 3])
     """
-    return torch.stack([outputs(model, draw, x) for draw in posterior_draws(guide, draws)])
+    return torch.stack([outputs(model, draw, x) for draw in posterior_draws(guide, draws, x)])
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def log_predictive(model: Callable, guide: Callable, data: tuple[Tensor, ...], d
     :param tuple data: the model's arguments, observations included.
     """
     rows = []
-    for draw in posterior_draws(guide, draws):
+    for draw in posterior_draws(guide, draws, *data):
         trace = poutine.trace(poutine.replay(model, draw)).get_trace(*data)
         rows.append(sum(log_likelihood(site) for _, site in observation_sites(trace, draw)))
     return torch.stack(rows)

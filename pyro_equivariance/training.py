@@ -46,6 +46,7 @@ class Training:
     optimizer: object
     epoch: int = 0
     parameters: list[Tensor] = field(default_factory=list)
+    example: tuple[Tensor, ...] = ()
     best: list[Tensor] | None = None
     best_score: float = float("inf")
     best_epoch: int = -1
@@ -86,7 +87,7 @@ class SymmetrizeAt:
 
     def __call__(self, training: Training) -> None:
         if training.epoch == self.epoch:
-            symmetrize_(training.guide, self.symmetry, self.rule, training.optimizer)
+            symmetrize_(training.guide, self.symmetry, self.rule, training.optimizer, training.example)
             training.forget_best()
 
 
@@ -154,12 +155,13 @@ def fit(
     data, validation = _arguments(data, "data"), None if validation is None else _arguments(validation, "validation")
     count = len(data[0])
     batch_size = min(batch_size or count, count)
-    _check(model, data, batch_size, epochs, kl_weight, kl_warmup)
+    _check(model, data, batch_size, epochs, kl_weight, kl_warmup, validate_every)
     pyro.set_rng_seed(seed)
     order = torch.Generator().manual_seed(seed)
     loss = loss or TraceMeanField_ELBO()
-    parameters = _capture_parameters(model, guide, loss, [t[:batch_size] for t in data])
-    training = Training(model, guide, _build(optimizer, parameters), parameters=parameters)
+    example = tuple(t[:batch_size] for t in data)
+    parameters = _capture_parameters(model, guide, loss, example)
+    training = Training(model, guide, _build(optimizer, parameters), parameters=parameters, example=example)
     schedule = scheduler(training.optimizer) if scheduler else None
     history = {"loss": [], "kl_weight": [], "validation": []}
     start = time.perf_counter()
@@ -250,7 +252,9 @@ def _arguments(data, what: str) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _check(model, data, batch_size: int, epochs: int, kl_weight: float, kl_warmup: int) -> None:
+def _check(model, data, batch_size: int, epochs: int, kl_weight: float, kl_warmup: int, validate_every: int) -> None:
+    if validate_every < 1:
+        raise OptionError(f"Expected validate_every to be at least 1; got {validate_every}.")
     if epochs < 1 or kl_weight <= 0 or kl_warmup < 0:
         raise OptionError(
             f"Expected epochs ≥ 1, kl_weight > 0 and kl_warmup ≥ 0; got {epochs}, {kl_weight} and {kl_warmup}."

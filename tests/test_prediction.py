@@ -10,7 +10,7 @@ from torch import nn
 import pyro_equivariance as pe
 from pyro_equivariance.prediction import log_predictive
 
-GROUPS = {"C4": lambda: pe.CyclicGroup(4), "D4": lambda: pe.DihedralGroup(4)}
+GROUPS = {"C4": lambda *args: pe.CyclicGroup(4), "D4": lambda: pe.DihedralGroup(4)}
 COUNT, DRAWS = 3, 5
 
 
@@ -213,7 +213,7 @@ def logistic(invariant):
         pe.symmetrize_(free, symmetry)
     base = free.get_posterior("1.weight").base_dist
     law = dist.Normal(base.loc.detach(), base.scale.detach()).to_event(2)
-    return model, symmetry, lambda: pyro.sample("1.weight", law)
+    return model, symmetry, lambda *args: pyro.sample("1.weight", law)
 
 
 def re_evaluations(guide_is_invariant, independent, draws, repeats):
