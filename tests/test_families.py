@@ -260,5 +260,7 @@ class TestUnknownFamilies:
 
 def test_unwrap_counts_every_event_axis():
     q = dist.Normal(torch.zeros(2, 3, 4), 1.0)
-    assert [unwrap(d)[2] for d in (q, q.to_event(2), q.to_event(1).to_event(1))] == [0, 2, 2]
+    nested = dist.Independent(dist.Independent(q, 1), 2)
+    assert [unwrap(d)[2] for d in (q, q.to_event(2), q.to_event(1).to_event(1), nested)] == [0, 2, 2, 3]
+    assert all(unwrap(d)[1] is q for d in (q, q.to_event(2), nested))
     assert rewrap(q, 0) is q and rewrap(q, 2).event_shape == (3, 4)
