@@ -291,6 +291,8 @@ def _as_data(name: str, images: np.ndarray, labels: np.ndarray) -> ImageData:
     images = images[:, None] if images.ndim == 3 else images
     pixels = torch.from_numpy(_as_float(name, images))
     classes = int(labels.max(initial=0)) + 1
+    if classes > max(len(labels), 1):
+        raise DataError(f"Expected labels numbered 0, 1, … in {name!r}; got {classes - 1} among {len(labels)} labels.")
     return ImageData(name, pixels, torch.from_numpy(labels.astype(np.int64)), classes)
 
 

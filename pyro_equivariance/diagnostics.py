@@ -21,7 +21,7 @@ from . import __version__
 from .errors import DataError, OptionError, SymmetryError
 from .handlers import AugmentMessenger
 from .networks.bayesian import NetworkModel
-from .prediction import log_likelihood, observation_sites, outputs, posterior_draws
+from .prediction import evaluating, log_likelihood, observation_sites, outputs, posterior_draws
 from .symmetry import Symmetry
 
 with warnings.catch_warnings():
@@ -86,17 +86,18 @@ def to_arviz(
     model = _unaugmented(model)
     moved = _moved(symmetry, data)
     rows = []
-    for draw in posterior_draws(guide, draws, *data):
-        trace = poutine.trace(poutine.replay(model, draw)).get_trace(*data)
-        observations = _observations(trace, draw)
-        row = {
-            "posterior": _latents(model, draw, sites) | _mean_log_likelihood(observations),
-            "log_likelihood": {o.name: o.labelled(o.log_likelihood) for o in observations},
-            "posterior_predictive": _replicates(model, draw, data, observations),
-        }
-        if moved is not None:
-            row["orbit_predictive"] = _orbit(model, draw, moved, len(data[0]), observations)
-        rows.append(row)
+    with evaluating(model):
+        for draw in posterior_draws(guide, draws, *data):
+            trace = poutine.trace(poutine.replay(model, draw)).get_trace(*data)
+            observations = _observations(trace, draw)
+            row = {
+                "posterior": _latents(model, draw, sites) | _mean_log_likelihood(observations),
+                "log_likelihood": {o.name: o.labelled(o.log_likelihood) for o in observations},
+                "posterior_predictive": _replicates(model, draw, data, observations),
+            }
+            if moved is not None:
+                row["orbit_predictive"] = _orbit(model, draw, moved, len(data[0]), observations)
+            rows.append(row)
     attrs = _attributes(guide, symmetry)
     names = {} if symmetry is None else {"element": list(symmetry.group.names)}
     groups = {group: _dataset(_stacked([row[group] for row in rows]), names, attrs) for group in rows[0]}

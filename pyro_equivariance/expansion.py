@@ -12,7 +12,7 @@ from . import handlers
 from .errors import OptionError, SymmetryError, check_option
 from .guides import AutoExpandedNormal, AutoMeanFieldNormal
 from .networks.bayesian import BayesianNetwork
-from .symmetrize import RULES, average
+from .symmetrize import RULES, average_site
 from .symmetry import Symmetry
 
 TIES = (None, "parameters", "samples")
@@ -45,16 +45,17 @@ def symmetrize_(guide, symmetry: Symmetry, rule: str = "geometric", optimizer=No
     sites = mean_field_parameters(guide, *args)
     averaged = {}
     with torch.no_grad():
-        for name, (loc, scale) in sites.items():
-            averaged[name] = average(dist.Normal(_value(loc), _value(scale)), symmetry[name], rule)
-        for name, (loc, scale) in sites.items():
+        for name, (loc, scale, event_dim) in sites.items():
+            q = dist.Normal(_value(loc), _value(scale)).to_event(event_dim)
+            averaged[name] = _core(average_site(name, q, symmetry, rule))
+        for name, (loc, scale, _) in sites.items():
             _assign(loc, averaged[name].loc)
             _assign(scale, averaged[name].scale)
     clear_state(optimizer)
 
 
-def mean_field_parameters(guide, *args) -> dict[str, tuple[dict, dict]]:
-    """For each latent site of a mean-field Normal guide, the ``param`` messages of its mean and its scale."""
+def mean_field_parameters(guide, *args) -> dict[str, tuple[dict, dict, int]]:
+    """For each latent site of a mean-field Normal guide: the messages of its mean and scale, and its event axes."""
     trace = poutine.trace(guide).get_trace(*args)
     params = {node["value"].data_ptr(): node for node in trace.nodes.values() if node["type"] == "param"}
     found = {}
@@ -76,7 +77,7 @@ def mean_field_parameters(guide, *args) -> dict[str, tuple[dict, dict]]:
                 f"Expected the mean and scale of site {site!r} to be parameters of the guide of shape "
                 f"{tuple(core.loc.shape)}; they are computed from others, so there is nothing to change in place."
             )
-        found[site] = tuple(owners)
+        found[site] = (*owners, len(node["fn"].event_shape))
     return found
 
 
@@ -167,7 +168,7 @@ def _moments(guide, arguments) -> dict[str, tuple[Tensor, Tensor]]:
     with torch.no_grad():
         poutine.block(guide)(*arguments)
         found = mean_field_parameters(guide, *arguments)
-        return {name: (_value(loc), _value(scale)) for name, (loc, scale) in found.items()}
+        return {name: (_value(loc), _value(scale)) for name, (loc, scale, _) in found.items()}
 
 
 def _example(model: BayesianNetwork, symmetry: Symmetry) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from .errors import OptionError, SymmetryError, check_option
 from .networks.bayesian import NetworkModel
 from .networks.expanded import SiteExpansion
-from .symmetrize import RULES, average
+from .symmetrize import RULES, average_site
 from .symmetry import Symmetry
 
 _NAMED: Counter[str] = Counter()
@@ -210,7 +210,9 @@ class AutoSymmetricNormal(AutoDirectNormal):
         return invariant * (loc.norm() / size if size > 0 else 1.0), scale
 
     def _normal(self, name, loc, scale):
-        return average(dist.Normal(loc, scale), self.symmetry[name], self.rule)
+        q = dist.Normal(loc, scale).to_event(self._event_dims[name])
+        averaged = average_site(name, q, self.symmetry, self.rule)
+        return averaged.base_dist if self._event_dims[name] else averaged
 
     def _check_site(self, name: str) -> None:
         support = self.prototype_trace.nodes[name]["fn"].support

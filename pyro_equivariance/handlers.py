@@ -20,7 +20,7 @@ from .errors import SymmetryError, check_option
 from .networks.bayesian import BayesianNetwork, NetworkModel
 from .networks.expanded import SiteExpansion
 from .networks.tracing import network_symmetry, widen_network
-from .symmetrize import RULES, average
+from .symmetrize import RULES, average_site
 from .symmetry import Symmetry
 
 ORBITS = ("full", "random")
@@ -55,7 +55,7 @@ class SymmetrizeMessenger(Messenger):
             return
         # AutoNormal draws "<site>_unconstrained" and puts a Delta of its image on the site itself.
         site = name.removesuffix(AUXILIARY) if msg["infer"].get("is_auxiliary") else name
-        msg["fn"] = average(msg["fn"], self.symmetry[site], self.rule)
+        msg["fn"] = average_site(site, msg["fn"], self.symmetry, self.rule)
         self._averaged.add(site)
 
     def _check_delta(self, name: str) -> None:

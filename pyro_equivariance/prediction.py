@@ -1,6 +1,8 @@
 """Posterior predictive draws, over inputs and over their orbits."""
 
+import inspect
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 from pyro import poutine
@@ -28,7 +30,8 @@ def predict(model: Callable, guide: Callable, x: Tensor, draws: int = 100) -> Te
     >>> pe.predict(model, guide, torch.zeros(5, 4), draws=7).shape
     torch.Size([7, 5, 3])
     """
-    return torch.stack([outputs(model, draw, x) for draw in posterior_draws(guide, draws, x)])
+    with evaluating(model):
+        return torch.stack([outputs(model, draw, x) for draw in posterior_draws(guide, draws, x)])
 
 
 @torch.no_grad()
@@ -65,10 +68,25 @@ def log_predictive(model: Callable, guide: Callable, data: tuple[Tensor, ...], d
     :param tuple data: the model's arguments, observations included.
     """
     rows = []
-    for draw in posterior_draws(guide, draws, *data):
-        trace = poutine.trace(poutine.replay(model, draw)).get_trace(*data)
-        rows.append(sum(log_likelihood(site) for _, site in observation_sites(trace, draw)))
+    with evaluating(model):
+        for draw in posterior_draws(guide, draws, *data):
+            trace = poutine.trace(poutine.replay(model, draw)).get_trace(*data)
+            rows.append(sum(log_likelihood(site) for _, site in observation_sites(trace, draw)))
     return torch.stack(rows)
+
+
+@contextmanager
+def evaluating(model: Callable):
+    """The model's modules in evaluation mode, so that a Dropout does not act; their modes come back afterwards."""
+    network = inspect.unwrap(model)
+    training = [m for m in network.modules() if m.training] if isinstance(network, torch.nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def posterior_draws(guide: Callable, draws: int, *args):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pyro.distributions import Distribution
 
-from .errors import check_option
+from .errors import SymmetryError, check_option
 from .families import orbit_mean
 from .representations import Representation
 from .symmetry import Symmetry
@@ -40,7 +40,18 @@ def average(q, rep: Representation | Symmetry, rule: str = "geometric"):
     """
     check_option("rule", rule, RULES)
     if isinstance(q, Mapping):
-        return {site: _average(part, rep[site], rule) for site, part in q.items()}
+        return {site: average_site(site, part, rep, rule) for site, part in q.items()}
+    return _average(q, rep, rule)
+
+
+def average_site(site: str, q: Distribution, symmetry: Symmetry, rule: str) -> Distribution:
+    """The average of one site of a model; its representation must act on the whole event."""
+    rep = symmetry[site]
+    if len(rep.event_shape) < len(q.event_shape):
+        raise SymmetryError(
+            f"Expected the representation of site {site!r} to act on its whole event {tuple(q.event_shape)}; got "
+            f"{rep} on {tuple(rep.event_shape)}. Multiply it by pe.trivial(group, shape) for axes that do not move."
+        )
     return _average(q, rep, rule)
 
 

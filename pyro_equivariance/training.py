@@ -1,7 +1,9 @@
 """Training loops: ``fit``, a convenience over Pyro's ELBOs that adds what symmetrization needs."""
 
 import inspect
+import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -154,8 +156,10 @@ def fit(
     """
     data, validation = _arguments(data, "data"), None if validation is None else _arguments(validation, "validation")
     count = len(data[0])
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"Expected batch_size to be at least 1, or None for all data; got {batch_size}.")
     batch_size = min(batch_size or count, count)
-    _check(model, data, batch_size, epochs, kl_weight, kl_warmup, validate_every)
+    _check(model, data, validation, batch_size, epochs, kl_weight, kl_warmup, validate_every)
     pyro.set_rng_seed(seed)
     order = torch.Generator().manual_seed(seed)
     loss = loss or TraceMeanField_ELBO()
@@ -173,6 +177,11 @@ def fit(
         weight = kl_weight * min(1.0, (epoch + 1) / (kl_warmup + 1))
         history["kl_weight"].append(weight)
         history["loss"].append(_epoch(training, loss, data, batch_size, weight, order))
+        if not math.isfinite(history["loss"][-1]):
+            raise OptionError(
+                f"Expected a finite loss; it is {history['loss'][-1]} in epoch {epoch}. Lower the learning rate, or "
+                f"raise kl_warmup."
+            )
         score = float("nan")
         if validation and epoch >= kl_warmup and ((epoch + 1) % validate_every == 0 or epoch == epochs - 1):
             score = negative_log_predictive(model, guide, validation, validation_draws)
@@ -207,7 +216,8 @@ def _epoch(training: Training, loss: ELBO, data, batch_size: int, kl_weight: flo
 
 def _step(training: Training, loss: ELBO, batch, kl_weight: float, count: int) -> float:
     # The first step of a run was validated when the parameters were captured; the checks cost as much as the maths.
-    with TemperMessenger(kl_weight), pyro.validation_enabled(False):
+    with TemperMessenger(kl_weight), pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # fit says so, with the way out
         value = loss.differentiable_loss(training.model, training.guide, *batch) / count
     value.backward()
     if isinstance(training.optimizer, pyro.optim.PyroOptim):
@@ -247,12 +257,16 @@ def _arguments(data, what: str) -> tuple[Tensor, ...]:
         raise DataError(f"Expected tensors of one length in {what}; got lengths {lengths}.")
     if lengths[0] == 0:
         raise DataError(f"Expected at least one datum in {what}; it is empty.")
+    if any(not isinstance(t, Tensor) for t in tensors):
+        raise DataError(f"Expected torch tensors in {what}; got {', '.join(type(t).__name__ for t in tensors)}.")
     if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tensors):
         raise DataError(f"Expected finite values in {what}; some are NaN or infinite. Clean or drop these rows.")
     return tensors
 
 
-def _check(model, data, batch_size: int, epochs: int, kl_weight: float, kl_warmup: int, validate_every: int) -> None:
+def _check(
+    model, data, validation, batch_size: int, epochs: int, kl_weight: float, kl_warmup: int, validate_every: int
+) -> None:
     if validate_every < 1:
         raise OptionError(f"Expected validate_every to be at least 1; got {validate_every}.")
     if epochs < 1 or kl_weight <= 0 or kl_warmup < 0:
@@ -263,6 +277,8 @@ def _check(model, data, batch_size: int, epochs: int, kl_weight: float, kl_warmu
     network = network.big if isinstance(network, ExpandedNetwork) else network
     if isinstance(network, BayesianNetwork):
         network.check_data(*data)
+        if validation:
+            network.check_data(*validation)
         if batch_size < len(data[0]) and network.size != len(data[0]):
             raise OptionError(
                 f"Expected BayesianNetwork(..., size={len(data[0])}), the number of data that minibatches stand for; "

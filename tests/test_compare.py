@@ -145,6 +145,11 @@ BAD_INPUT = {
     "width": (lambda p: ["--width", "30"], r"--width.*multiple of 4"),
     "epochs": (lambda p: ["--epochs", "1"], r"2 epochs"),
     "KL weight": (lambda p: ["--kl-weight", "0"], r"--kl-weight"),
+    "seed": (lambda p: ["--seeds=-1"], r"--seeds"),
+    "infinite weight": (lambda p: ["--kl-weight", "inf"], r"--kl-weight"),
+    "test size": (lambda p: ["--test-size", "-5"], r"--test-size"),
+    "a label too large": (lambda p: bad_labels(p, np.r_[np.zeros(79, int), 10**12]), r"numbered"),
+    "meta device": (lambda p: ["--device", "meta"], r"--device.*'meta'"),
     "no seed": (lambda p: ["--seeds", ","], r"seed"),
     "device": (lambda p: ["--device", "abacus"], r"--device.*'abacus'"),
 }
@@ -158,13 +163,19 @@ def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, npz, case):
     assert status == 2 and printed == ""
     assert error.count("\n") == 1 and error.startswith("pyro-equivariance: error: ")
     assert re.search(expected, error), error
-    assert not out.exists() or not list(out.iterdir())
+    assert not out.exists()
 
 
 def test_out_that_is_a_file_is_found_before_training(capsys, tmp_path, npz):
     (tmp_path / "taken").write_text("mine")
     status, printed, error = run(capsys, "--data", npz, "--out", str(tmp_path / "taken"), *TINY)
     assert (status, printed) == (2, "") and "--out" in error and (tmp_path / "taken").read_text() == "mine"
+
+
+def test_results_that_cannot_be_replaced_are_found_before_training(capsys, tmp_path, npz):
+    (tmp_path / "results.json").mkdir()
+    status, printed, error = run(capsys, "--data", npz, "--out", str(tmp_path), *TINY)
+    assert (status, printed) == (2, "") and "--out" in error
 
 
 def test_words_for_seeds_are_refused(capsys):

@@ -708,3 +708,22 @@ def test_symmetrize_checks_the_rule_first():
     _, guide, symmetry = one_shot("pe", pe.CyclicGroup(4), "regular")
     with pytest.raises(pe.OptionError, match="'harmonic'"):
         pe.symmetrize_(guide, symmetry, rule="harmonic")
+
+
+@pytest.mark.parametrize("apply", ["symmetrize_", "handler", "always"])
+def test_a_representation_of_part_of_a_site_is_refused(apply):
+    """A kernel whose channels were forgotten would otherwise pass as a batch of images."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    group = pe.CyclicGroup(4)
+    sites = {"0.weight": pe.image(group, (3, 3)), "0.bias": pe.trivial(group, 4)}
+    symmetry, model = pe.Symmetry(group, sites, inputs=pe.image(group, (1, 4, 4))), pe.BayesianNetwork(net)
+    data = (torch.zeros(1, 1, 4, 4), torch.zeros(1).long())
+    guide = pe.AutoMeanFieldNormal(model)
+    guide.initialize(*data)
+    with pytest.raises(pe.SymmetryError, match=r"0.weight.*whole event \(4, 1, 3, 3\)"):
+        if apply == "symmetrize_":
+            pe.symmetrize_(guide, symmetry)
+        elif apply == "handler":
+            pe.handlers.symmetrize(guide, symmetry)(*data)
+        else:
+            pe.AutoSymmetricNormal(model, symmetry)(*data)

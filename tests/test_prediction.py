@@ -255,3 +255,15 @@ def test_defect_of_a_guide_that_is_not_invariant():
 @pytest.mark.parametrize("draws", [8, 16, 32, 50])
 def test_defect_of_an_invariant_guide_at_any_number_of_draws(draws):
     check_defects(draws, repeats=200)
+
+
+def test_dropout_does_not_act_in_predictions():
+    """Predictions are made in evaluation mode, and the model's modes come back."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 6), torch.nn.Dropout(0.5), torch.nn.Linear(6, 3))
+    group = pe.CyclicGroup(4)
+    symmetry = pe.network_symmetry(net, group, (1, 4, 4), hidden="trivial")
+    model = pe.BayesianNetwork(net)
+    model, guide, _ = pe.expand(model, pe.AutoMeanFieldNormal(model), symmetry)
+    draws = pe.orbit_predict(model, guide, symmetry, torch.randn(5, 1, 4, 4), draws=3)
+    assert (draws - draws[:, :1]).abs().max() < 1e-10
+    assert model.training and all(module.training for module in model.modules())

@@ -156,9 +156,7 @@ class TestCheck:
             assert set(dict(case.net.named_parameters())) <= set(case.symmetry.sites), name
 
     def test_odd_pooling_is_named(self):
-        net = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)
-        )
+        net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2))
         sym = Case(net, C4, (1, 7, 7)).symmetry
         with pytest.raises(LayerError, match=r"layer '2' to move.*under 'r90' it is off by \d.*Odd sizes"):
             sym.check(net)

@@ -631,3 +631,32 @@ def test_real_observations_are_no_labels():
     model = pe.BayesianNetwork(nn.Linear(4, 1), likelihood=lambda f: dist.Normal(f[:, 0], 1.0))
     result = fit(model, pe.AutoMeanFieldNormal(model), (torch.randn(6, 4), torch.randn(6) - 5), epochs=1)
     assert math.isfinite(result.history["loss"][0])
+
+
+@pytest.mark.parametrize(
+    "change, options, match",
+    [
+        ({"validation": lambda x, y: (x, y + 5)}, {}, "labels between 0 and 2"),
+        ({"data": lambda x, y: (x, y + 0.5)}, {}, "labels as integers"),
+        ({"data": lambda x, y: (x, y[:, None])}, {}, "labels as integers"),
+        ({"data": lambda x, y: (x.numpy(), y)}, {}, "torch tensors"),
+        ({}, {"batch_size": -3}, "batch_size"),
+        ({}, {"batch_size": 0}, "batch_size"),
+        ({}, {"validate_every": 0}, "validate_every"),
+    ],
+)
+def test_more_bad_input_is_named(change, options, match):
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    model = pe.BayesianNetwork(torch.nn.Linear(4, 3), size=6)
+    data = change.get("data", lambda x, y: (x, y))(x, y)
+    validation = change.get("validation", lambda x, y: (x, y))(x, y)
+    with pytest.raises(pe.SymmetryError, match=match):
+        pe.fit(model, pe.AutoMeanFieldNormal(model), data, epochs=1, validation=validation, progress=False, **options)
+
+
+def test_divergence_is_one_line():
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    model = pe.BayesianNetwork(torch.nn.Linear(4, 3), size=6)
+    with pytest.raises(pe.SymmetryError, match="finite loss.*learning rate"):
+        pe.fit(model, pe.AutoMeanFieldNormal(model), (x, y), epochs=50, progress=False,
+               optimizer=lambda p: torch.optim.SGD(p, lr=1e200))  # fmt: skip

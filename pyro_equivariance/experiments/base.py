@@ -1,5 +1,6 @@
 """What an experiment is: its configuration, and the data and networks that follow from it."""
 
+import errno
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -59,8 +60,14 @@ class Config:
         sizes = ("train_size", "validation_size", "batch_size", "width", "threads")
         positive = (*sizes, "kl_weight", "learning_rate", "prior_gain", "prior_bias", "init_scale")
         for name in positive:
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < 2**31:
                 raise OptionError(f"Expected --{name.replace('_', '-')} to be positive; got {getattr(self, name)}.")
+        if self.test_size < 0 or self.threads > 1024:
+            raise OptionError(
+                f"Expected --test-size at least 0 and --threads at most 1024; got {self.test_size} and {self.threads}."
+            )
+        if any(not 0 <= seed < 2**32 for seed in self.seeds):
+            raise OptionError(f"Expected --seeds between 0 and 2**32 - 1; got {', '.join(map(str, self.seeds))}.")
         if self.epochs < 2 or self.draws < 3:
             raise OptionError(
                 f"Expected at least 2 epochs (one-shot methods act half way) and 3 draws (for a jackknife error); "
@@ -180,8 +187,8 @@ def convolutional_network(input_shape, classes: int, width: int) -> nn.Module:
 
 def _check_device(name: str) -> None:
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise OptionError(f"Expected --device to be one that torch can use here, such as cpu; got {name!r}.") from error
 
 
@@ -190,9 +197,13 @@ def check_writable(out: str) -> Path:
     path = Path(out)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
+        (path / "checkpoints").mkdir(exist_ok=True)
+        for folder in (path, path / "checkpoints"):
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        if (path / "results.json").is_dir() or (path / "posterior.nc").is_dir():
+            raise IsADirectoryError(errno.EISDIR, "results.json or posterior.nc is a folder there")
     except OSError as error:
         raise OptionError(f"Expected --out to be a folder that can be written; {out!r}: {error.strerror}.") from error
     return path

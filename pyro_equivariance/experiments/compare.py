@@ -48,9 +48,9 @@ def compare(config: Config, progress: bool = True) -> dict:
     :raises SymmetryError: for options or data that cannot be used, before anything is trained.
     """
     methods = chosen_methods(config)
-    out = check_writable(config.out)
     data = load_data(config)
     problems = {seed: make_problem(config, data, seed) for seed in config.seeds}
+    out = check_writable(config.out)
     run = _Run(config, out, data)
     _print_head(config, data)
     with _threads(config.threads):
@@ -146,7 +146,7 @@ def _equivariance(group: Sequence[dict]) -> str:
     if all(run["exact"] for run in group):
         return "Its posterior is exactly equivariant by construction."
     defect, error = _mean(group, "defect"), _mean(group, "defect_se")
-    if abs(defect) < 2 * error:
+    if abs(defect) <= 2 * error:
         return f"Its measured defect, {defect:.1e} ± {error:.1e}, cannot be told from 0, but nothing keeps it there."
     return f"Its posterior is not equivariant: defect {defect:.1e} ± {error:.1e}."
 
@@ -167,7 +167,6 @@ def _finite(value):
 
 
 def _save_checkpoint(path: Path, fitted: Fitted) -> None:
-    path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     torch.save(fitted.guide.state_dict(), part)
     os.replace(part, path)

@@ -123,6 +123,8 @@ class BayesianNetwork(NetworkModel):
         if not callable(likelihood):
             check_option("likelihood", likelihood, LIKELIHOODS)
         self.likelihood = likelihood if callable(likelihood) else LIKELIHOODS[likelihood]
+        if size is not None and size < 1:
+            raise OptionError(f"Expected size to be the number of data, at least 1, or None; got {size}.")
         self.size = size
         self.channels_last = channels_last
 
@@ -159,6 +161,10 @@ class BayesianNetwork(NetworkModel):
         if not isinstance(law, dist.Categorical):
             return
         classes = law.probs.shape[-1]
+        if y.is_floating_point() or y.shape != x.shape[:1]:
+            raise DataError(
+                f"Expected labels as integers of shape ({len(x)},); got {y.dtype} of shape {tuple(y.shape)}."
+            )
         if int(y.min()) < 0 or int(y.max()) >= classes:
             raise DataError(
                 f"Expected labels between 0 and {classes - 1}, the network's outputs; got {int(y.min())} to "
