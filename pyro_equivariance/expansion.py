@@ -130,7 +130,6 @@ def expand(
     if tie == "samples":
         big_model = handlers.expand(model, symmetry, arrangement)
         big_guide = _mean_field(big_model, _suffixed(locs), _suffixed(scales))
-        big_guide.always_invariant = all(e.is_equivariant for e in expansions.values())
     elif tie == "parameters":
         big_model, big_guide = big, AutoExpandedNormal(big, expansions, locs, scales)
     else:

@@ -20,6 +20,7 @@ from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor
 
 from .errors import OptionError, SymmetryError, check_option
+from .handlers import ExpandedNetwork
 from .networks.bayesian import NetworkModel
 from .networks.expanded import SiteExpansion
 from .symmetrize import RULES, average_site
@@ -154,13 +155,18 @@ class AutoMeanFieldNormal(AutoDirectNormal):
     """Independent Normals: ``θ_i ~ N(μ_i, σ_i²)`` for every entry of every site.
 
     Like :class:`~pyro.infer.autoguide.AutoNormal`, but each site is sampled directly, so that the KL to a Normal
-    prior is analytic under :class:`~pyro.infer.TraceMeanField_ELBO`.
+    prior is analytic under :class:`~pyro.infer.TraceMeanField_ELBO`. It is ``always_invariant`` on the model of
+    :func:`~pyro_equivariance.handlers.expand`, all of whose draws are equivariant networks.
 
     >>> import torch, pyro_equivariance as pe
     >>> guide = pe.AutoMeanFieldNormal(pe.BayesianNetwork(torch.nn.Linear(4, 3)))
     >>> guide(torch.zeros(2, 4), torch.zeros(2).long())["weight"].shape
     torch.Size([3, 4])
     """
+
+    def __init__(self, model, init_loc_fn=None, init_scale=0.1, create_plates=None):
+        super().__init__(model, init_loc_fn, init_scale, create_plates)
+        self.always_invariant = isinstance(model, ExpandedNetwork) and model.is_equivariant
 
     def _start(self, name, loc, scale):
         return loc, scale

@@ -170,6 +170,11 @@ class ExpandedNetwork(NetworkModel):
         config = {n: ExpansionReparam(e, model.prior(n, self._small[n])) for n, e in self.expansions.items()}
         self._tied = pyro.poutine.reparam(self.big, config=config)
 
+    @property
+    def is_equivariant(self) -> bool:
+        """Whether every draw is an equivariant network, which the arrangement decides."""
+        return all(expansion.is_equivariant for expansion in self.expansions.values())
+
     def forward(self, x, y=None):
         return self._tied(x, y)
 
