@@ -23,3 +23,8 @@ def test_the_first_code_block_runs(capsys):
 def test_the_first_code_block_is_short():
     block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL).group(1)
     assert len(block.strip().splitlines()) <= 9  # the import and eight lines
+
+
+def test_the_documentation_starts_with_the_same_block():
+    block = re.search(r"```python\n.*?```", README.read_text(), re.DOTALL).group(0)
+    assert block in (README.parent / "docs" / "index.md").read_text()
