@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         config = Config(**{f.name: options[f.name] for f in fields(Config)})
         compare(config.smoke() if options["smoke"] else config, progress=sys.stderr.isatty())
+        if options["smoke"]:
+            print("This was a smoke run: all of it works, but its numbers mean nothing.")
     except SymmetryError as error:
         print(f"pyro-equivariance: error: {error}", file=sys.stderr)
         return 2

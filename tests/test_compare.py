@@ -219,3 +219,10 @@ def test_smoke_is_small():
     smoke = Config(seeds=(3, 4)).smoke()
     assert smoke.train_size <= 100 and smoke.seeds == (3,) and smoke.epochs >= 2
     assert Path(smoke.out) == Path(Config().out)
+
+
+def test_a_smoke_run_says_that_its_numbers_mean_nothing(capsys, tmp_path):
+    data = synthetic(260, size=8, classes=4)
+    path = write_npz(tmp_path / "more.npz", images=data.images.numpy(), labels=data.labels.numpy())
+    status, printed, _ = run(capsys, "--data", path, "--smoke", "--methods", "baseline", "--out", str(tmp_path / "o"))
+    assert status == 0 and "mean nothing" in printed

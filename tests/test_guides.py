@@ -572,3 +572,17 @@ def test_training_keeps_it_invariant(rule):
         svi.step(x, y)
     assert largest_gap(guide, symmetry) < 1e-12
     assert all((guide.median()[site] - before[site]).abs().max() > 1e-2 for site in before)
+
+
+@pytest.mark.parametrize("arrangement", ["free", "gcnn", "row_constant"])
+def test_a_mean_field_guide_knows_that_an_expanded_network_is_equivariant(arrangement):
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3, padding=1),
+        torch.nn.Conv2d(2, 2, 3, padding=1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(32, 2),
+    )
+    symmetry = pe.network_symmetry(net, pe.CyclicGroup(4), (1, 4, 4), hidden="trivial")
+    guide = pe.AutoMeanFieldNormal(pe.handlers.expand(pe.BayesianNetwork(net), symmetry, arrangement))
+    assert guide.always_invariant == (arrangement != "row_constant")
+    assert not pe.AutoMeanFieldNormal(pe.BayesianNetwork(net)).always_invariant
