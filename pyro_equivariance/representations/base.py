@@ -286,8 +286,10 @@ def _check_same_group(left: Representation, right: Representation) -> None:
 
 
 def as_shape(shape) -> torch.Size:
+    """A shape from an int or a sequence of them."""
     return torch.Size((shape,) if isinstance(shape, int) else shape)
 
 
 def as_values(table: Tensor) -> tuple:
+    """A table as plain numbers, to compare and to hash."""
     return (tuple(table.shape), tuple(table.flatten().tolist()))
