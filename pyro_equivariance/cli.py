@@ -7,7 +7,8 @@ from dataclasses import fields
 
 from . import __version__
 from .errors import SymmetryError
-from .experiments.base import CONVENTIONS, GROUPS, Config
+from .experiments.base import GROUPS, Config
+from .handlers import CONVENTIONS
 
 
 def parser() -> argparse.ArgumentParser:

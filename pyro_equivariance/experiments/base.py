@@ -12,6 +12,7 @@ from ..data import ImageData, Splits, load, split
 from ..errors import DataError, OptionError, check_option
 from ..groups import CyclicGroup, DihedralGroup, Group
 from ..guides import FractionOfPrior
+from ..handlers import CONVENTIONS
 from ..networks import BayesianNetwork, FanIn, network_symmetry
 from ..symmetry import Symmetry
 
@@ -21,7 +22,6 @@ GROUPS = {
     "d2": partial(DihedralGroup, 2),
     "d4": partial(DihedralGroup, 4),
 }
-CONVENTIONS = ("mean", "sum")
 
 
 @dataclass(frozen=True)
