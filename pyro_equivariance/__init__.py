@@ -6,9 +6,18 @@ from . import data, handlers, metrics
 from .errors import ClosednessError, DataError, LayerError, OptionError, SymmetryError
 from .expansion import expand, symmetrize_
 from .families import is_closed, kl, mean, natural, push_forward
-from .groups import CyclicGroup, DihedralGroup, Group, PermutationGroup, ProductGroup, SignGroup, SymmetricGroup
+from .groups import (
+    CyclicGroup,
+    DihedralGroup,
+    Group,
+    OctahedralGroup,
+    PermutationGroup,
+    ProductGroup,
+    SignGroup,
+    SymmetricGroup,
+)
 from .guides import AutoMeanFieldNormal, AutoSymmetricNormal, FractionOfPrior
-from .networks import BayesianNetwork, FanIn, network_symmetry
+from .networks import BayesianNetwork, FanIn, LearnedScale, NormalLikelihood, Residual, network_symmetry
 from .prediction import orbit_predict, predict
 from .representations import (
     Representation,
@@ -16,9 +25,13 @@ from .representations import (
     image,
     matrix,
     permutation,
+    quotient,
     regular,
+    sequence,
     signed_permutation,
     trivial,
+    vector,
+    volume,
 )
 from .symmetrize import average
 from .symmetry import Symmetry
@@ -50,10 +63,14 @@ __all__ = [
     "FractionOfPrior",
     "Group",
     "LayerError",
+    "LearnedScale",
+    "NormalLikelihood",
     "OptionError",
+    "OctahedralGroup",
     "PermutationGroup",
     "ProductGroup",
     "Representation",
+    "Residual",
     "SignGroup",
     "SymmetricGroup",
     "Symmetry",
@@ -80,9 +97,13 @@ __all__ = [
     "plots",
     "predict",
     "push_forward",
+    "quotient",
     "regular",
+    "sequence",
     "signed_permutation",
     "symmetrize_",
     "to_arviz",
     "trivial",
+    "vector",
+    "volume",
 ]

@@ -1,13 +1,19 @@
-"""Image data, real and synthetic: loaded, checked once, split with a seed.
+"""Image data, real and synthetic: downloaded or read from disk, checked once, split with a seed.
 
 Images are ``(N, C, H, W)`` in float32 and labels ``(N,)`` in int64. Whatever cannot be used raises a
 :class:`~pyro_equivariance.errors.DataError` of one line.
 
-The IDX format is the one of LeCun, Cortes, Burges (1998) "The MNIST database of handwritten digits".
+MNIST and the IDX format are those of LeCun, Cortes, Burges (1998) "The MNIST database of handwritten digits";
+Fashion-MNIST is of Xiao, Rasul, Vollgraf (2017) arXiv:1708.07747. Downloads are checked by their MD5 checksums and
+stay on disk. Two environment variables move them: ``PYRO_EQUIVARIANCE_DATA_DIR``, in place of the user's cache
+folder, and ``PYRO_EQUIVARIANCE_DATA_URL``, in place of the public servers; both hold a subfolder per data set.
 """
 
 import gzip
+import hashlib
 import math
+import os
+import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -21,7 +27,25 @@ from torch.nn.functional import interpolate
 
 from .errors import DataError, OptionError
 
-NOT_BUNDLED = ("mnist", "fashion-mnist")
+SERVERS = {
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist",
+    "fashion-mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+}
+CHECKSUMS = {  # MD5
+    "mnist": {
+        "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+        "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+        "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+    },
+    "fashion-mnist": {
+        "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+    },
+}
+RETRIES, TIMEOUT = 2, 10  # further attempts per file; seconds without an answer
 IMAGES, LABELS = ("images", 3), ("labels", 1)  # the word in an IDX file's name and its number of axes
 UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
@@ -117,26 +141,31 @@ def check_square(data: ImageData, group_name: str) -> None:
 def load(source: str | PathLike) -> ImageData:
     """Load a labelled image data set.
 
-    :param source: ``"digits"`` (1,797 images of 8 x 8, bundled with scikit-learn); or a ``.npz`` file with
-        ``images``, ``(N, H, W)`` or ``(N, C, H, W)``, uint8 (divided by 255) or float (kept as it is), and
-        ``labels``, ``(N,)``; or a folder of IDX files under MNIST's names, gzipped or not, with the pairs
-        ``train-`` and ``t10k-`` joined if both are there. A folder called ``mnist`` is ``"./mnist"``.
+    :param source: ``"digits"`` (1,797 images of 8 x 8, bundled with scikit-learn); or ``"mnist"`` or
+        ``"fashion-mnist"`` (70,000 images of 28 x 28, the 60,000 for training first), downloaded unless whole
+        files are on disk; or a ``.npz`` file with ``images``, ``(N, H, W)`` or ``(N, C, H, W)``, uint8 (divided
+        by 255) or float (kept as it is), and ``labels``, ``(N,)``; or a folder of IDX files under MNIST's names,
+        gzipped or not, with the pairs ``train-`` and ``t10k-`` joined if both are there. A folder called
+        ``mnist`` is ``"./mnist"``.
     :returns: the checked :class:`ImageData`; ``classes`` is the largest label plus one.
-    :raises DataError: if the source is unknown, missing, damaged or inconsistent.
+    :raises DataError: if the source is unknown, missing, damaged, inconsistent or not to be downloaded.
+    :raises ImportError: if the package that a named data set needs is not installed.
 
     >>> load("digits")
     ImageData('digits', images=(1797, 1, 8, 8), classes=10)
     """
     if source == "digits":
         return _load_digits()
-    if source in NOT_BUNDLED:
-        raise DataError(f"{source!r} is not downloaded. Consider passing the folder of its IDX files.")
+    if source in CHECKSUMS:
+        return _load_idx(_download(source), source)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _load_idx(path)
+        return _load_idx(path, path.resolve().name)
     if path.suffix == ".npz":
         return _load_npz(path)
-    raise DataError(f"Expected 'digits', a .npz file or a folder of IDX files; got {str(source)!r}.")
+    raise DataError(
+        f"Expected 'digits', 'mnist', 'fashion-mnist', a .npz file or a folder of IDX files; got {str(source)!r}."
+    )
 
 
 def split(data: ImageData, train: int, validation: int, test: int | None = None, seed: int = 0) -> Splits:
@@ -208,6 +237,62 @@ def _load_digits() -> ImageData:
     return _as_data("digits", digits.images / 16, digits.target)
 
 
+def _download(name: str) -> Path:
+    """The folder with the four files of a data set, after downloading those that it lacks.
+
+    Whole files only: pooch writes each to a temporary one beside it, compares the checksum and renames it, so
+    processes that start together do not meet.
+    """
+    try:
+        import pooch
+    except ImportError as e:
+        e.add_note('The download of images needs pooch: pip install "pyro-equivariance[data]"')
+        raise
+    root, base = (os.environ.get(f"PYRO_EQUIVARIANCE_DATA_{what}") for what in ("DIR", "URL"))
+    folder = Path(root or pooch.os_cache("pyro_equivariance")).expanduser() / name
+    server = f"{base.rstrip('/')}/{name}" if base else SERVERS[name]
+    lacking = {file: f"md5:{md5}" for file, md5 in CHECKSUMS[name].items() if not _is_whole(folder / file, md5)}
+    if lacking:
+        print(f"Downloading {name} from {server} to {folder}.", file=sys.stderr)
+    store = pooch.create(folder, f"{server}/", registry=lacking, retry_if_failed=RETRIES)
+    http = pooch.HTTPDownloader(timeout=TIMEOUT, stream=False)  # a stream would stay open after an error
+    for file in lacking:
+        _fetch(store, file, http, pooch.get_logger())
+    return folder
+
+
+def _is_whole(path: Path, md5: str) -> bool:
+    try:
+        return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == md5
+    except OSError:  # not there, or not readable, which the attempt to replace it reports
+        return False
+
+
+def _fetch(store, file: str, downloader, logger) -> None:
+    """Download one file, without pooch's own lines of log."""
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        store.fetch(file, downloader=downloader)
+    except (OSError, ValueError) as e:
+        raise DataError(
+            f"Expected to download {file!r} from {store.base_url}; {_why(e)}. Consider putting "
+            f"{', '.join(store.registry)} into {str(store.abspath)!r} by hand."
+        ) from e
+    finally:
+        logger.setLevel(level)
+
+
+def _why(error: OSError | ValueError) -> str:
+    from requests import HTTPError, RequestException  # pooch brings it
+
+    if isinstance(error, HTTPError):
+        return f"the server answered {error.response.status_code}"
+    if isinstance(error, RequestException):
+        return f"the request failed ({type(error).__name__})"
+    return "its checksum there is wrong" if isinstance(error, ValueError) else _one_line(error)
+
+
 def _load_npz(path: Path) -> ImageData:
     if not path.is_file():
         raise DataError(f"Expected a file at {str(path)!r}; there is none.")
@@ -230,7 +315,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         return {key: np.asarray(file[key]) for key in ("images", "labels") if key in file}
 
 
-def _load_idx(folder: Path) -> ImageData:
+def _load_idx(folder: Path, name: str) -> ImageData:
     """Join the pairs that the folder holds; a pair with one file missing is an error."""
     pairs = [_load_pair(folder, part) for part in ("train", "t10k")]
     found = [pair for pair in pairs if pair is not None]
@@ -242,7 +327,7 @@ def _load_idx(folder: Path) -> ImageData:
     if len(shapes) > 1:
         raise DataError(f"Expected the train and t10k images of one size; got {sorted(shapes)}.")
     images, labels = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    return _as_data(folder.resolve().name, images, labels)
+    return _as_data(name, images, labels)
 
 
 def _load_pair(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -262,7 +347,8 @@ def _load_pair(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _find_idx(folder: Path, part: str, word: str, axes: int) -> Path | None:
-    names = [f"{part}-{word}{dot}idx{axes}-ubyte{end}" for end in ("", ".gz") for dot in "-."]
+    # the names that are downloaded, whose checksums are known, come first
+    names = [f"{part}-{word}{dot}idx{axes}-ubyte{end}" for end in (".gz", "") for dot in "-."]
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 

@@ -102,7 +102,9 @@ def expand(
     :param BayesianNetwork model: the small network's model.
     :param guide: its mean-field Normal guide, trained or new.
     :param Symmetry symmetry: the small network's, ``hidden="trivial"``.
-    :param str arrangement: ``"free"``, ``"gcnn"`` or ``"row_constant"`` (a negative control).
+    :param str arrangement: ``"free"``, ``"gcnn"``, ``"row_rolled"`` (abelian groups, pooling before the last layer),
+        ``"diagonal"`` (the small network's orbit mean, with ``tie="samples"`` only) or ``"row_constant"`` (a negative
+        control).
     :param tie: ``None``, ``"parameters"`` or ``"samples"``.
     :returns: ``(big_model, big_guide, big_symmetry)``; the guide is initialised.
     :raises OptionError: for an unknown arrangement or tie, or a model that is no :class:`BayesianNetwork`.
@@ -119,6 +121,10 @@ def expand(
     ['0.bias_base', '0.weight_base']
     """
     check_option("tie", tie, TIES)
+    if arrangement == "diagonal" and tie != "samples":
+        raise OptionError(
+            f"Expected tie='samples' with arrangement='diagonal', whose zeros no Normal can draw; got tie={tie!r}."
+        )
     if not isinstance(model, BayesianNetwork):
         raise OptionError(f"Expected the pe.BayesianNetwork of the small network; got {type(model).__name__}.")
     big = handlers.widen(model, symmetry)
@@ -137,7 +143,7 @@ def expand(
         large_scales = {name: e.expand_scale(scales[name]) for name, e in expansions.items()}
         big_model, big_guide = big, _mean_field(big, large, large_scales)
     big_guide.initialize(x, y)
-    return big_model, big_guide, _large_symmetry(big, symmetry)
+    return big_model, big_guide, handlers.expanded_symmetry(big, symmetry, arrangement)
 
 
 def clear_state(optimizer) -> None:
@@ -146,12 +152,6 @@ def clear_state(optimizer) -> None:
         optimizer.optim_objs.clear()
     elif optimizer is not None:
         optimizer.state.clear()
-
-
-def _large_symmetry(big: BayesianNetwork, symmetry: Symmetry) -> Symmetry:
-    from .networks.tracing import network_symmetry
-
-    return network_symmetry(big.net, symmetry.group, symmetry.inputs.event_shape, "regular", symmetry.outputs)
 
 
 def _mean_field(model, locs, scales) -> AutoMeanFieldNormal:

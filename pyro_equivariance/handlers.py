@@ -16,7 +16,7 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
-from .errors import SymmetryError, check_option
+from .errors import LayerError, SymmetryError, check_option
 from .networks.bayesian import BayesianNetwork, NetworkModel
 from .networks.expanded import SiteExpansion
 from .networks.tracing import network_symmetry, widen_network
@@ -141,16 +141,16 @@ class ExpansionReparam(Reparam):
     """Draws ``<site>_base`` from the small network's prior and makes the site its deterministic expansion.
 
     :param SiteExpansion expansion: the map from the base to the site.
-    :param Distribution prior: the small site's prior.
+    :param prior: a callable that returns the small site's prior.
     """
 
-    def __init__(self, expansion: SiteExpansion, prior: dist.Distribution):
-        self.expansion = expansion
-        extra = expansion.base_shape[: len(expansion.base_shape) - len(prior.event_shape)]
-        self.prior = prior.expand(extra).to_event(len(extra)) if extra else prior
+    def __init__(self, expansion: SiteExpansion, prior: Callable[[], dist.Distribution]):
+        self.expansion, self.prior = expansion, prior
 
     def apply(self, msg):
-        base = pyro.sample(msg["name"] + BASE, self.prior)
+        prior = self.prior()
+        extra = self.expansion.base_shape[: len(self.expansion.base_shape) - len(prior.event_shape)]
+        base = pyro.sample(msg["name"] + BASE, prior.expand(extra).to_event(len(extra)) if extra else prior)
         value = self.expansion.expand(base)
         fn = dist.Delta(value, event_dim=msg["fn"].event_dim).mask(False)
         return {"fn": fn, "value": value, "is_observed": True}
@@ -167,8 +167,11 @@ class ExpandedNetwork(NetworkModel):
         self.big = widen(model, symmetry)
         self.expansions = site_expansions(model, self.big, symmetry, arrangement)
         self._small = dict(model.net.named_parameters())
-        config = {n: ExpansionReparam(e, model.prior(n, self._small[n])) for n, e in self.expansions.items()}
-        self._tied = pyro.poutine.reparam(self.big, config=config)
+        config = {
+            n: ExpansionReparam(e, functools.partial(model.prior_of, n, self._small[n]))
+            for n, e in self.expansions.items()
+        }
+        self._tied = pyro.poutine.reparam(self.big.with_prior(1.0), config=config)  # its priors are never used
 
     @property
     def is_equivariant(self) -> bool:
@@ -244,7 +247,7 @@ def expand(model: BayesianNetwork, symmetry: Symmetry, arrangement: str = "free"
 
     :param BayesianNetwork model: the small network's model.
     :param Symmetry symmetry: the small network's, with trivial hidden features.
-    :param str arrangement: ``"free"``, ``"gcnn"`` or ``"row_constant"``.
+    :param str arrangement: ``"free"``, ``"gcnn"``, ``"row_rolled"``, ``"diagonal"`` or ``"row_constant"``.
 
     >>> import torch, pyro, pyro_equivariance as pe
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.ReLU(),
@@ -260,22 +263,32 @@ def expand(model: BayesianNetwork, symmetry: Symmetry, arrangement: str = "free"
 
 def widen(model: BayesianNetwork, symmetry: Symmetry) -> BayesianNetwork:
     """The model of the network with ``|G|`` times the hidden channels, the prior rule applied to its own fan-in."""
-    shape = symmetry.inputs.event_shape
-    small = network_symmetry(model.net, symmetry.group, shape, "trivial", symmetry.outputs)
+    inputs, outputs = symmetry.inputs, symmetry.outputs
+    small = network_symmetry(model.net, symmetry.group, inputs.event_shape, "trivial", outputs, inputs=inputs)
     for name, rep in small.sites.items():
         if symmetry[name] != rep:
             raise SymmetryError(
                 f"Expected the small network's symmetry with hidden='trivial'; site {name!r} moves by {symmetry[name]}."
             )
-    return model.with_net(widen_network(model.net, symmetry.group, shape, symmetry.outputs))
+    return model.with_net(widen_network(model.net, symmetry.group, inputs.event_shape, outputs, inputs))
+
+
+def expanded_symmetry(big: BayesianNetwork, symmetry: Symmetry, arrangement: str) -> Symmetry:
+    """The large network's symmetry: regular hidden channels, for ``row_rolled`` with a shift that grows by layer."""
+    inputs, outputs = symmetry.inputs, symmetry.outputs
+    hidden = "rolled" if arrangement == "row_rolled" else "regular"
+    return network_symmetry(big.net, symmetry.group, inputs.event_shape, hidden, outputs, inputs=inputs)
 
 
 def site_expansions(
     model: BayesianNetwork, big: BayesianNetwork, symmetry: Symmetry, arrangement: str
 ) -> dict[str, SiteExpansion]:
-    """For each site, which of its axes the big network repeats, read off the two shapes."""
+    """For each site, which of its axes the big network repeats, read off the two shapes.
+
+    :raises LayerError: for a site whose moved copies do not fit the large network's symmetry.
+    """
     large = dict(big.net.named_parameters())
-    return {
+    expansions = {
         name: SiteExpansion(
             symmetry[name],
             inputs=parameter.ndim > 1 and large[name].shape[1] != parameter.shape[1],
@@ -284,6 +297,28 @@ def site_expansions(
         )
         for name, parameter in model.net.named_parameters()
     }
+    if all(e.is_equivariant for e in expansions.values()):
+        _check_expansions(expansions, expanded_symmetry(big, symmetry, arrangement), arrangement)
+    if arrangement == "diagonal" and any(isinstance(m, torch.nn.LayerNorm) for m in model.net.modules()):
+        raise LayerError(
+            "Expected a network without LayerNorm for arrangement='diagonal': it would mix the copies. Use GroupNorm."
+        )
+    return expansions
+
+
+@torch.no_grad()
+def _check_expansions(expansions: dict[str, SiteExpansion], large: Symmetry, arrangement: str) -> None:
+    """Each expanded tensor must be fixed by the large symmetry, whatever the base."""
+    for name, expansion in expansions.items():
+        base = torch.arange(1.0, expansion.base_shape.numel() + 1).cos().reshape(expansion.base_shape)
+        expanded = expansion.expand(base)
+        moved = [large[name].act(g, expanded) for g in large.group.generators]
+        if any((m - expanded).abs().max() > 1e-4 for m in moved):
+            raise LayerError(
+                f"Expected a site that arrangement={arrangement!r} makes equivariant; {name!r} is not: its channels "
+                f"are not whole blocks (after a concatenation or a Flatten of tokens), or row_rolled ends in a layer that "
+                f"sees places. Pool before it, or use hidden='regular' with pe.AutoSymmetricNormal."
+            )
 
 
 def _flat(moved: torch.Tensor, axes: int) -> torch.Tensor:

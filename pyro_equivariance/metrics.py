@@ -16,13 +16,23 @@ References:
 [3] Efron, Stein (1981) "The jackknife estimate of variance"
 
 [4] Naeini, Cooper, Hauskrecht (2015) "Obtaining well calibrated probabilities using Bayesian binning"
+
+[5] Gerken, Kessel (2024) arXiv:2403.03103
+
+[6] Brier (1950) "Verification of forecasts expressed in terms of probability"
+
+[7] Vovk, Gammerman, Shafer (2005) "Algorithmic learning in a random world"
+
+[8] Sadinle, Lei, Wasserman (2019) "Least ambiguous set-valued classifiers with bounded error levels"
 """
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from .errors import DataError, OptionError, SymmetryError, check_option
 
@@ -42,6 +52,20 @@ class Estimate:
 
     def __float__(self) -> float:
         return self.value
+
+
+@dataclass(frozen=True)
+class PredictionSets:
+    """Sets of classes instead of one class per image; see :func:`conformal_set_size`.
+
+    :param float size: mean number of classes in a set.
+    :param float coverage: fraction of the sets that hold the label.
+    :param float threshold: the largest score :math:`1 - p_k` of a class in a set; infinite for full sets.
+    """
+
+    size: float
+    coverage: float
+    threshold: float
 
 
 def equivariance_defect(
@@ -88,47 +112,66 @@ def equivariance_defect(
     return Estimate(value.item(), _jackknife(left_out))
 
 
-def orbit_same_prediction(probs: Tensor, *, action=None) -> Tensor:
-    r"""Orbit same prediction, anchor definition: the fraction of group elements, the identity included, with
+def orbit_same_prediction(probs: Tensor, *, action=None, definition: str = "anchor") -> Tensor:
+    r"""Orbit same prediction: how far the predicted class stays the same along the orbit.
+
+    ``"anchor"`` is the fraction of group elements, the identity included, with
 
     .. math:: \arg\max F(gx) = \arg\max \rho_Y(g) F(x),
 
-    averaged over the images. Multiply by :math:`|G|` for the published count. It is at least :math:`1/|G|`,
-    and 1 for a network that always predicts one class: report the accuracy beside it.
+    averaged over the images. ``"count"`` is :math:`|G|` times that, the number out of :math:`|G|` that is
+    published for ensembles [5]. ``"majority"`` does not single out the identity: each element votes for
+    :math:`\arg\max \rho_Y(g)^{-1} F(gx)`, and the largest share of the votes is averaged over the images.
+
+    The fractions are at least :math:`1/|G|`, and 1 for a network that always predicts one class: report the
+    accuracy beside them. Equal probabilities count for the first class.
 
     :param Tensor probs: ``(|G|, N, K)``, the mean predictive at :math:`g x_n`, element 0 the identity.
     :param action: permutes the classes, ``event_shape == (K,)``; ``None`` for invariant classes.
+    :param str definition: ``"anchor"``, ``"majority"`` or ``"count"``.
     :returns: a scalar in float64.
 
-    >>> orbit_same_prediction(torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]]])).item()
-    0.5
+    >>> probs = torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]], [[0.3, 0.7]], [[0.4, 0.6]]])
+    >>> [orbit_same_prediction(probs, definition=d).item() for d in ("anchor", "majority", "count")]
+    [0.25, 0.75, 1.0]
     """
+    check_option("definition", definition, ("anchor", "majority", "count"))
     anchor = _anchor(probs, action)
-    return (probs.argmax(-1) == anchor.argmax(-1)).double().mean()
+    if definition == "majority":
+        votes = one_hot(_moved_back(probs, action).argmax(-1), probs.shape[-1])
+        return votes.double().mean(0).amax(-1).mean()
+    same = (probs.argmax(-1) == anchor.argmax(-1)).double().mean()
+    return same * len(probs) if definition == "count" else same
 
 
-def symmetric_kl(probs: Tensor, *, action=None) -> Tensor:
+def symmetric_kl(probs: Tensor, *, action=None, convention: str = "others") -> Tensor:
     r"""Symmetric Kullback-Leibler divergence along the orbit, in nats: with :math:`p_0 = \rho_Y(g) F(x)` and
     :math:`p_g = F(gx)`,
 
-    .. math:: KL(p_0 \| p_g) + KL(p_g \| p_0) = \sum_k (p_{0k} - p_{gk}) (\log p_{0k} - \log p_{gk}),
+    .. math:: KL(p_0 \| p_g) + KL(p_g \| p_0) = \sum_k (p_{0k} - p_{gk}) (\log p_{0k} - \log p_{gk}).
 
-    averaged over the images and the *non-identity* elements; not divided by the number of classes.
-    Probabilities below the dtype's smallest normal number count as that number, so the result is finite.
+    ``"others"`` averages it over the images and the *non-identity* elements. Two published conventions are
+    smaller by a constant factor: ``"orbit"`` averages over all of G, the zero at g = e included, a factor of
+    :math:`1 - 1/|G|`; ``"per_class"`` divides ``"others"`` by the number of classes, as a mean over all the
+    terms of the sum does. Probabilities below the dtype's smallest normal number count as that number, so the
+    result is finite.
 
     :param Tensor probs: ``(|G|, N, K)``, the mean predictive at :math:`g x_n`, element 0 the identity.
     :param action: permutes the classes, ``event_shape == (K,)``; ``None`` for invariant classes.
+    :param str convention: ``"others"``, ``"orbit"`` or ``"per_class"``.
     :returns: a scalar in float64; zero for the trivial group.
 
     >>> symmetric_kl(torch.tensor([[[0.5, 0.5]], [[0.5, 0.5]]])).item()
     0.0
     """
+    check_option("convention", convention, ("others", "orbit", "per_class"))
     anchor = _anchor(probs, action)[1:]
     moved = probs[1:].double()
     if len(moved) == 0:
         return moved.new_zeros(())
     log_ratio = _safe_log(anchor) - _safe_log(probs[1:])
-    return ((anchor.double() - moved) * log_ratio).sum(-1).mean()
+    mean = ((anchor.double() - moved) * log_ratio).sum(-1).mean()
+    return mean * {"others": 1, "orbit": 1 - 1 / len(probs), "per_class": 1 / probs.shape[-1]}[convention]
 
 
 def accuracy(probs: Tensor, labels: Tensor) -> Tensor:
@@ -156,8 +199,21 @@ def negative_log_likelihood(probs: Tensor, labels: Tensor) -> Tensor:
     0.6931
     """
     _check_predictive(probs, labels)
-    index = labels.long().expand(probs.shape[:-1]).unsqueeze(-1)
-    return -_safe_log(probs.gather(-1, index)).mean()
+    return -_safe_log(_of_labels(probs, labels)).mean()
+
+
+def brier_score(probs: Tensor, labels: Tensor) -> Tensor:
+    r"""Brier score [6] over all classes, :math:`\text{mean}_n \sum_k (p_{nk} - 1[y_n = k])^2`, from 0 to 2.
+
+    :param Tensor probs: ``(..., N, K)``; with a leading orbit axis the result is over all moved copies.
+    :param Tensor labels: integers ``(N,)``, or ``(..., N)`` where the labels move too.
+    :returns: a scalar in float64.
+
+    >>> brier_score(torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([1, 0])).item()
+    0.25
+    """
+    _check_predictive(probs, labels)
+    return (probs.double() - one_hot(labels.long(), probs.shape[-1])).square().sum(-1).mean()
 
 
 def calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> Tensor:
@@ -182,6 +238,48 @@ def calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> Tensor:
     bin_of = ((confidence.double() * bins).ceil().long() - 1).clamp(0, bins - 1)
     sums = gap.new_zeros(bins).index_add(0, bin_of.flatten(), gap.flatten())
     return sums.abs().sum() / gap.numel()
+
+
+def conformal_set_size(
+    calibration_probs: Tensor, calibration_labels: Tensor, probs: Tensor, labels: Tensor, alpha: float = 0.1
+) -> PredictionSets:
+    r"""Size and coverage of split conformal prediction sets [7], with the score :math:`1 - p_y` [8]:
+
+    .. math:: C(x) = \{ k : 1 - p_k(x) \le \tau \},
+
+    where :math:`\tau` is the :math:`\lceil (n + 1)(1 - \alpha) \rceil`-th smallest score of the n calibration
+    images, and infinite if that exceeds n: every set is full.
+
+    If the calibration images and a test image are exchangeable, its set holds its label with probability at
+    least :math:`1 - \alpha`, on average over the draw of all of them. That is a marginal guarantee, neither per
+    class nor given the calibration images. It carries over to moved copies as far as those are distributed as
+    the images are, or the predictions are invariant. A set may be empty.
+
+    :param Tensor calibration_probs: ``(n, K)``, of images that neither training nor testing has seen.
+    :param Tensor calibration_labels: integers ``(n,)``.
+    :param Tensor probs: ``(..., N, K)``; with a leading orbit axis the result is over all moved copies.
+    :param Tensor labels: integers ``(N,)``, or ``(..., N)`` where the labels move too.
+    :param float alpha: the allowed fraction of sets without the label, in (0, 1), exact as a decimal number.
+    :returns: the :class:`PredictionSets`.
+    :raises DataError: if the two sets of probabilities do not fit each other or their labels.
+    :raises OptionError: for an ``alpha`` outside (0, 1).
+
+    >>> conformal_set_size(torch.tensor([[0.75, 0.25]]), torch.tensor([1]), torch.eye(2), torch.arange(2), alpha=0.5)
+    PredictionSets(size=1.0, coverage=1.0, threshold=0.75)
+    """
+    _check_predictive(calibration_probs, calibration_labels, "calibration_")
+    _check_predictive(probs, labels)
+    if calibration_probs.ndim != 2 or calibration_probs.shape[-1] != probs.shape[-1]:
+        raise DataError(
+            f"Expected calibration_probs of shape (n, {probs.shape[-1]}), one row per exchangeable image; "
+            f"got {tuple(calibration_probs.shape)}."
+        )
+    if not isinstance(alpha, float) or not 0 < alpha < 1:
+        raise OptionError(f"Expected alpha, the allowed fraction of errors, in (0, 1); got {alpha!r}.")
+    threshold = _conformal_threshold(_label_scores(calibration_probs, calibration_labels), alpha)
+    size = (1 - probs.double() <= threshold).sum(-1).double().mean()
+    coverage = (_label_scores(probs, labels) <= threshold).double().mean()
+    return PredictionSets(size.item(), coverage.item(), threshold)
 
 
 def _gram(outputs: Tensor, action, chunk_size: int) -> Tensor:
@@ -237,6 +335,30 @@ def _anchor(probs: Tensor, action) -> Tensor:
     return anchor
 
 
+def _moved_back(probs: Tensor, action) -> Tensor:
+    """``rho_Y(g)^-1 F(gx)``, each prediction in the classes of the unmoved image: ``(|G|, N, K)``."""
+    if action is None:
+        return probs
+    numbers = torch.arange(probs.shape[-1], device=probs.device, dtype=torch.float64).expand(1, 1, -1)
+    source = _move(numbers, action, len(probs)).squeeze(0).round().long()  # class k of F(gx) was source[g, 0, k]
+    return torch.zeros_like(probs).scatter(-1, source.expand_as(probs), probs)
+
+
+def _of_labels(probs: Tensor, labels: Tensor) -> Tensor:
+    """The probabilities of the labels, ``(..., N)``."""
+    return probs.gather(-1, labels.long().expand(probs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+
+def _label_scores(probs: Tensor, labels: Tensor) -> Tensor:
+    return 1 - _of_labels(probs, labels).double()
+
+
+def _conformal_threshold(scores: Tensor, alpha: float) -> float:
+    """The ``ceil((n + 1)(1 - alpha))``-th smallest score; the decimals of alpha are exact, 1 - 0.7 = 0.3."""
+    rank = math.ceil((len(scores) + 1) * (1 - Fraction(str(alpha))))
+    return scores.sort().values[rank - 1].item() if rank <= len(scores) else math.inf
+
+
 def _safe_log(probs: Tensor) -> Tensor:
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).double().log()
 
@@ -264,18 +386,18 @@ def _check_action(action, order: int, event_shape: torch.Size) -> None:
         )
 
 
-def _check_predictive(probs: Tensor, labels: Tensor) -> None:
-    _check_probs(probs, "probs")
+def _check_predictive(probs: Tensor, labels: Tensor, prefix: str = "") -> None:
+    _check_probs(probs, f"{prefix}probs")
     if labels.ndim == 0 or probs.shape[:-1][-labels.ndim :] != labels.shape:
         raise DataError(
-            f"Expected one label per image, ({probs.shape[-2]},) for probs (..., N, K) of shape "
+            f"Expected one label per image, ({probs.shape[-2]},) for {prefix}probs (..., N, K) of shape "
             f"{tuple(probs.shape)}; got {tuple(labels.shape)}."
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise DataError(f"Expected integer labels; got {labels.dtype}. Consider labels.long().")
+        raise DataError(f"Expected integer {prefix}labels; got {labels.dtype}. Consider {prefix}labels.long().")
     low, high = labels.min().item(), labels.max().item()
     if low < 0 or high >= probs.shape[-1]:
-        raise DataError(f"Expected labels in 0..{probs.shape[-1] - 1}, one per class; got {low}..{high}.")
+        raise DataError(f"Expected {prefix}labels in 0..{probs.shape[-1] - 1}, one per class; got {low}..{high}.")
 
 
 def _check_probs(probs: Tensor, name: str) -> None:

@@ -12,6 +12,7 @@ from .groups import Group
 from .representations import Representation
 
 CHECK_TOLERANCE = 1e-6
+CHECK_ALL = 64
 
 
 class Symmetry:
@@ -107,14 +108,21 @@ class Symmetry:
             return y.expand(torch.broadcast_shapes(g.shape, y.shape[:1]) + y.shape[1:])
         if y.is_floating_point():
             return self.outputs.act(g, y)
-        return self._label_table.to(y.device)[g.to(y.device), y]
+        return self._moved_labels(g, y)
 
-    @property
-    def _label_table(self) -> Tensor:
-        """``σ_g(class)``, of shape ``(order, classes)``."""
-        if len(self.outputs.event_shape) != 1 or not self.outputs.is_permutation:
-            raise SymmetryError(f"Expected outputs= that permute classes, to move integer labels; got {self.outputs}.")
-        return self.outputs.orbit(torch.arange(self.outputs.event_shape[0])).argsort(-1)
+    def _moved_labels(self, g: Tensor, y: Tensor) -> Tensor:
+        """Classes ``y``, one for each place, moved as their indicator tensors ``(classes, *places)`` are."""
+        classes, *places = self.outputs.event_shape or (0,)
+        if not self.outputs.is_permutation or y.shape[y.ndim - len(places) :] != torch.Size(places):
+            raise SymmetryError(
+                f"Expected outputs= that permute classes (and places), to move integer labels of shape "
+                f"{tuple(y.shape)}; got {self.outputs}."
+            )
+        axis = -1 - len(places)
+        indicators = (
+            y.unsqueeze(axis) == torch.arange(classes, device=y.device).reshape(-1, *[1] * len(places))
+        ).long()
+        return self.outputs.act(g.to(y.device), indicators).argmax(axis)
 
     def check(self, net: nn.Module, seed: int = 0) -> float:
         """Confirm ``f(ρ_X(g) x; ρ(g) θ) = ρ_Y(g) f(x; θ)`` on random weights and inputs, in float64.
@@ -126,6 +134,7 @@ class Symmetry:
         """
         generator = torch.Generator().manual_seed(seed)
         net = copy.deepcopy(net).double().eval()
+        elements = self._some_elements(generator)
         weights = {name: _random_like(p, generator) for name, p in net.named_parameters()}
         for name, value in weights.items():
             if self[name].event_shape != value.shape:
@@ -133,13 +142,20 @@ class Symmetry:
                     f"Expected the representation of site {name!r} to act on shape {tuple(value.shape)}; "
                     f"got {tuple(self[name].event_shape)}."
                 )
-        x = torch.randn(2, *self._need_inputs().event_shape, generator=generator, dtype=torch.float64)
+        x = _random_inputs(net, self._need_inputs().event_shape, generator)
         expected = _run(net, weights, x, self.features)
         worst = 0.0
-        for g in range(len(self.group)):
+        for g in elements:
             moved = _run(net, self.act(g, weights), self.inputs.act(g, x), self.features)
             worst = max(worst, *(self._gap(g, name, expected[name], moved[name]) for name in expected))
         return worst
+
+    def _some_elements(self, generator: torch.Generator) -> list[int]:
+        """All of the group, or of a large one its generators and as many others at random."""
+        if len(self.group) <= CHECK_ALL:
+            return list(range(len(self.group)))
+        others = torch.randint(len(self.group), (CHECK_ALL,), generator=generator)
+        return [0, *self.group.generators, *others.tolist()]
 
     def _gap(self, g: int, name: str, before: Tensor, after: Tensor) -> float:
         rep = self.features[name] if name else self.outputs
@@ -162,12 +178,20 @@ def _random_like(parameter: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5
 
 
+def _random_inputs(net: nn.Module, shape, generator: torch.Generator) -> Tensor:
+    """Two inputs: standard normal numbers, or tokens where the network has a table of them."""
+    tables = [m.num_embeddings for m in net.modules() if isinstance(m, nn.Embedding)]
+    if tables:
+        return torch.randint(min(tables), (2, *shape), generator=generator)
+    return torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+
+
 def _run(net: nn.Module, weights: dict[str, Tensor], x: Tensor, features) -> dict[str, Tensor]:
     """Outputs of the named submodules in the order they ran, then the network's own under ``""``."""
     seen: dict[str, Tensor] = {}
     modules = dict(net.named_modules())
     hooks = [
-        modules[name].register_forward_hook(lambda module, args, out, name=name: seen.update({name: out}))
+        modules[name].register_forward_hook(lambda module, args, out, name=name: seen.update({name: _first(out)}))
         for name in features
         if name in modules
     ]
@@ -178,3 +202,8 @@ def _run(net: nn.Module, weights: dict[str, Tensor], x: Tensor, features) -> dic
         for hook in hooks:
             hook.remove()
     return seen
+
+
+def _first(out) -> Tensor:
+    """What a module returns, of an attention its output without the weights."""
+    return out[0] if isinstance(out, tuple) else out

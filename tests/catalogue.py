@@ -160,17 +160,27 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Case:
-    """A network, and how :func:`pe.network_symmetry` is to read it."""
+    """A network, and how :func:`pe.network_symmetry` is to read it; ``tokens`` is the size of its vocabulary."""
 
     net: nn.Module
     group: pe.Group
     input_shape: tuple
     hidden: str = "regular"
     outputs: pe.Representation | None = None
+    inputs: pe.Representation | None = None
+    tokens: int = 0
 
     @property
     def symmetry(self):
-        return pe.network_symmetry(self.net, self.group, self.input_shape, hidden=self.hidden, outputs=self.outputs)
+        return pe.network_symmetry(
+            self.net, self.group, self.input_shape, hidden=self.hidden, outputs=self.outputs, inputs=self.inputs
+        )
+
+    def batch(self, n):
+        """Random inputs."""
+        if self.tokens:
+            return torch.randint(self.tokens, (n, *self.input_shape))
+        return torch.randn(n, *self.input_shape)
 
 
 def small_conv(bias=True):
@@ -232,6 +242,180 @@ def equivariant_head():
     return Case(net, pe.CyclicGroup(4), (1, 6, 6), outputs=pe.regular(pe.CyclicGroup(4)))
 
 
+class MeanOver(nn.Module):
+    """The mean over the axes that are not moved on, or another reduction."""
+
+    def __init__(self, *axes, maximum=False):
+        super().__init__()
+        self.axes, self.maximum = axes, maximum
+
+    def forward(self, x):
+        return x.amax(self.axes) if self.maximum else x.mean(self.axes)
+
+
+def sequences(group, padding_mode="circular", stride=1, hidden="regular"):
+    """One-dimensional convolutions and poolings of sequences with two channels."""
+    net = nn.Sequential(
+        nn.Conv1d(2, 8, 3, padding=1, padding_mode=padding_mode), nn.GELU(), nn.MaxPool1d(2),
+        nn.Conv1d(8, 8, 3, padding=1, padding_mode=padding_mode, stride=stride), nn.Tanh(),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+    return Case(net, group, (2, 8), hidden=hidden)
+
+
+def volumes(group, width):
+    net = nn.Sequential(
+        nn.Conv3d(1, width, 3, padding=1), nn.ReLU(), nn.AvgPool3d(2), nn.Conv3d(width, width, 2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(width, 2),
+    )  # fmt: skip
+    return Case(net, group, (1, 4, 4, 4))
+
+
+def normalised(norm, group=None, hidden="regular"):
+    """A layer that normalises eight channels of 6 x 6 images."""
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                        nn.Linear(32, 3))  # fmt: skip
+    return Case(net, group or pe.CyclicGroup(4), (1, 6, 6), hidden=hidden)
+
+
+def residual(shortcut=True):
+    branch = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+    layers = [nn.Conv2d(1, 4, 3, padding=1), pe.Residual(branch, nn.Conv2d(4, 4, 1) if shortcut else None), nn.ReLU()]
+    return Case(nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 3)), pe.CyclicGroup(4), (1, 4, 4))
+
+
+class Block1d(nn.Module):
+    """Pre-normalised self-attention and a perceptron, each with a residual, over tokens of eight channels."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(8), nn.MultiheadAttention(8, heads, batch_first=True)
+        self.perceptron = pe.Residual(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)))
+
+    def forward(self, x):
+        y = self.norm(x)
+        return self.perceptron(x + self.attention(y, y, y, need_weights=False)[0])
+
+
+class Attention(nn.Module):
+    """The pixels of an image as tokens: patches of one pixel, a table of positions, attention, a mean."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.lift = nn.Conv2d(1, 8, 1)
+        self.positions = nn.Parameter(torch.randn(1, 16, 8))
+        self.block, self.head = Block1d(heads), nn.Linear(8, 3)
+
+    def forward(self, x):
+        tokens = self.lift(x).flatten(2).transpose(1, 2) + self.positions
+        return self.head(self.block(tokens).mean(1))
+
+
+class PlainAttention(nn.Module):
+    """One head written out: linear layers and ``scaled_dot_product_attention``."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.lift = nn.Linear(inputs, 4)
+        self.query, self.key, self.value = (nn.Linear(4, 4) for _ in range(3))
+        self.head = nn.Linear(4, outputs)
+
+    def forward(self, x):
+        x = torch.tanh(self.lift(x))
+        x = 0.5 * x + F.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x)) / 2
+        return self.head(torch.amax(x, dim=1))
+
+
+def tokens():
+    group = pe.DihedralGroup(2)
+    net = nn.Sequential(nn.Embedding(5, 8), Block1d(4), MeanOver(1), nn.Linear(8, 2))
+    return Case(net, group, (6,), inputs=pe.sequence(group, 6), tokens=5)
+
+
+def points():
+    """A set of five points in space: the points are permuted; nothing in the network moves."""
+    group = pe.SymmetricGroup(5)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), MeanOver(1, maximum=True), nn.Linear(8, 2))
+    inputs = pe.permutation(group) * pe.trivial(group, 3)
+    return Case(net, group, (5, 3), hidden="trivial", inputs=inputs)
+
+
+def turned_points():
+    """The same points, turned in space."""
+    group = pe.OctahedralGroup()
+    net = nn.Sequential(nn.Linear(3, 24), nn.ReLU(), MeanOver(1), nn.Linear(24, 2))
+    return Case(net, group, (5, 3), inputs=pe.trivial(group, 5) * pe.vector(group))
+
+
+def permuted_and_turned_points():
+    left, right = pe.SymmetricGroup(3), pe.CyclicGroup(4)
+    group = left * right
+    first, second = group.split(group.elements)
+    net = nn.Sequential(nn.Linear(2, 24), nn.Tanh(), nn.Linear(24, 24), nn.ReLU(), MeanOver(1), nn.Linear(24, 2))
+    inputs = pe.permutation(left).pullback(group, first) * pe.vector(right).pullback(group, second)
+    return Case(net, group, (3, 2), inputs=inputs)
+
+
+def dynamics(outputs=True):
+    """From a point of the plane to a velocity that turns with it."""
+    group = pe.CyclicGroup(4)
+    net = nn.Sequential(nn.Linear(2, 8), nn.Softplus(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    return Case(net, group, (2,), inputs=pe.vector(group), outputs=pe.vector(group) if outputs else None)
+
+
+def flow(pooled=True):
+    """From an image to a vector: globally, or at every pixel."""
+    group = pe.DihedralGroup(4)
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1)]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if pooled else []
+    outputs = pe.vector(group) if pooled else pe.vector(group) * pe.image(group, (4, 4))
+    return Case(nn.Sequential(*layers), group, (1, 4, 4), outputs=outputs)
+
+
+class Segmentation(nn.Module):
+    """Down, up and across: logits of three classes at every pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.inner = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.out = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        wide = torch.relu(self.down(x))
+        return self.out(torch.cat([wide, self.up(torch.relu(self.inner(F.avg_pool2d(wide, 2))))], 1))
+
+
+def segmentation():
+    group = pe.CyclicGroup(4)
+    return Case(Segmentation(), group, (1, 8, 8), outputs=pe.image(group, (3, 8, 8)))
+
+
+class Viewed(nn.Module):
+    """The older idioms: a batch size asked for, a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 2)
+
+    def forward(self, x):
+        x = F.relu(self.conv(x))
+        return self.head(x.view(x.size(0), -1)) + self.head(x.reshape(x.shape[0], 64))
+
+
+def strided(size=9):
+    """A stride of two that commutes with turns where size + 2 padding - kernel is even."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(4 * ((size + 1) // 2) ** 2, 2))  # fmt: skip
+    return Case(net, pe.CyclicGroup(4), (1, size, size))
+
+
+def hidden_as(hidden, group=None, width=8):
+    net = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3), nn.Tanh(),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2))  # fmt: skip
+    return Case(net, group or pe.DihedralGroup(4), (1, 6, 6), hidden=hidden)
+
+
 NETWORKS = {
     "fully connected head": lambda: Case(small_conv(), pe.CyclicGroup(4), (1, 6, 6)),
     "fully connected head, D4": lambda: Case(small_conv(), pe.DihedralGroup(4), (1, 6, 6)),
@@ -251,4 +435,49 @@ NETWORKS = {
         nn.Sequential(nn.Flatten(), nn.Linear(18, 8), nn.Softplus(), nn.Linear(8, 4)), pe.DihedralGroup(4), (2, 3, 3)
     ),
     "one layer": lambda: Case(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), pe.DihedralGroup(4), (1, 3, 3)),
-}
+    "one linear layer by itself": lambda: Case(nn.Linear(2, 3), pe.CyclicGroup(4), (2,),
+                                               inputs=pe.vector(pe.CyclicGroup(4))),
+    "sequences, shifts": lambda: sequences(pe.CyclicGroup(4)),
+    "sequences, reversal": lambda: sequences(pe.DihedralGroup(1), padding_mode="zeros"),
+    "sequences, shifts and reversal": lambda: sequences(pe.DihedralGroup(2)),
+    "sequences, a stride that fits": lambda: sequences(pe.CyclicGroup(2), stride=2),
+    "volumes": lambda: volumes(pe.OctahedralGroup(), 24),
+    "volumes, reflections": lambda: volumes(pe.OctahedralGroup(reflections=True), 48),
+    "volumes, a subgroup": lambda: volumes(pe.OctahedralGroup().subgroup([1]), 4),
+    "layer norm of images": lambda: normalised(nn.LayerNorm((8, 6, 6))),
+    "layer norm of each image": lambda: normalised(nn.LayerNorm((6, 6))),
+    "group norm, as many groups": lambda: normalised(nn.GroupNorm(4, 8)),
+    "group norm, one group": lambda: normalised(nn.GroupNorm(1, 8), group=pe.DihedralGroup(4)),
+    "group norm, hidden trivial": lambda: normalised(nn.GroupNorm(2, 8), hidden="trivial"),
+    "batch norm": lambda: normalised(nn.BatchNorm2d(8, track_running_stats=False)),
+    "instance norm": lambda: normalised(nn.InstanceNorm2d(8, affine=True)),
+    "residual": residual,
+    "residual, identity": lambda: residual(shortcut=False),
+    "attention over pixels": lambda: Case(Attention(4), pe.CyclicGroup(4), (1, 4, 4)),
+    "attention, one head": lambda: Case(Attention(1), pe.DihedralGroup(4), (1, 4, 4)),
+    "attention, hidden trivial": lambda: Case(Attention(2), pe.CyclicGroup(4), (1, 4, 4), hidden="trivial"),
+    "plain attention over points": lambda: Case(
+        PlainAttention(3, 2), pe.SymmetricGroup(4), (4, 3), hidden="trivial",
+        inputs=pe.permutation(pe.SymmetricGroup(4)) * pe.trivial(pe.SymmetricGroup(4), 3),
+    ),
+    "plain attention, turned points": lambda: Case(
+        PlainAttention(2, 2), pe.CyclicGroup(4), (5, 2), outputs=pe.vector(pe.CyclicGroup(4)),
+        inputs=pe.trivial(pe.CyclicGroup(4), 5) * pe.vector(pe.CyclicGroup(4)),
+    ),
+    "tokens": tokens,
+    "points": points,
+    "points, turned": turned_points,
+    "points, permuted and turned": permuted_and_turned_points,
+    "dynamics": dynamics,
+    "flow": flow,
+    "flow at every pixel": lambda: flow(pooled=False),
+    "segmentation": segmentation,
+    "viewed": lambda: Case(Viewed(), pe.CyclicGroup(4), (1, 4, 4)),
+    "a stride that fits": strided,
+    "hidden quotient": lambda: hidden_as("quotient(s)"),
+    "hidden quotient of two generators": lambda: hidden_as("quotient(r180, s)"),
+    "hidden sum": lambda: hidden_as("quotient(s) + trivial", width=10),
+    "hidden sum with regular": lambda: hidden_as("regular + quotient(r90) + trivial", width=22),
+    "hidden representation": lambda: hidden_as(pe.quotient(pe.DihedralGroup(4), ["s"])),
+    "hidden rolled": lambda: hidden_as("rolled", group=pe.CyclicGroup(4)),
+}  # fmt: skip

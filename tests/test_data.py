@@ -1,9 +1,17 @@
 """Files that the tests write themselves come back as they were; damaged ones are named in one line."""
 
 import gzip
+import hashlib
+import json
+import shutil
 import struct
+import subprocess
 import sys
+import threading
+import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +65,169 @@ def test_digits_without_scikit_learn_say_how_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError) as caught:
         load("digits")
+    assert "pyro-equivariance[data]" in caught.value.__notes__[0]
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder on this machine; ``failures`` requests get a 503 first, and both of ``meeting`` wait."""
+
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), lambda *a: Handler(*a, directory=folder))
+        self.requested, self.failures, self.meeting = [], 0, None
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requested.append(self.path)
+        self.server.failures -= 1
+        if self.server.failures >= 0:
+            return self.send_error(503)
+        if self.server.meeting:
+            self.server.meeting.wait(30)
+        super().do_GET()
+
+    def copyfile(self, source, outputfile):
+        for part in iter(lambda: source.read(40), b""):
+            outputfile.write(part)
+            time.sleep(0.01 if self.server.meeting else 0)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Tiny files under MNIST's name, their checksums in place of the real ones, and a cache folder beside them."""
+    folder = tmp_path / "served" / "mnist"
+    folder.mkdir(parents=True)
+    write_idx(folder, "train", end=".gz")
+    write_idx(folder, "t10k", IMAGES[:2], LABELS[1:3], end=".gz")
+    sums = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    monkeypatch.setattr(data, "CHECKSUMS", {"mnist": sums})
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda seconds: None))
+    with Server(tmp_path / "served") as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("PYRO_EQUIVARIANCE_DATA_URL", f"{server.url}/")
+        monkeypatch.setenv("PYRO_EQUIVARIANCE_DATA_DIR", str(tmp_path / "cache"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
+        server.shutdown()
+
+
+def assert_is_mnist(loaded):
+    assert_is(loaded, scaled(np.r_[IMAGES, IMAGES[:2]]), np.r_[LABELS, LABELS[1:3]])
+    assert (loaded.name, loaded.classes) == ("mnist", 3)
+
+
+def test_a_download_is_announced_once_and_kept(server, tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.setattr("pooch.utils.LOGGER.handlers", [caplog.handler])
+    assert_is_mnist(load("mnist"))
+    out, err = capsys.readouterr()
+    assert (
+        out == caplog.text == ""
+        and err == f"Downloading mnist from {server.url}/mnist to {tmp_path / 'cache' / 'mnist'}.\n"
+    )
+    server.failures = 1000
+    assert_is_mnist(load("mnist"))
+    assert len(server.requested) == 4 and capsys.readouterr() == ("", "")
+
+
+def test_files_put_there_by_hand_need_no_server(server, tmp_path):
+    shutil.copytree(tmp_path / "served", tmp_path / "cache")
+    assert_is_mnist(load("mnist"))
+    assert server.requested == []
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"])
+def test_a_file_with_another_checksum_is_replaced(server, tmp_path, name):
+    shutil.copytree(tmp_path / "served", tmp_path / "cache")
+    (tmp_path / "cache" / "mnist" / name).write_bytes(gzip.compress(idx_bytes(LABELS)))
+    assert_is_mnist(load("mnist"))
+    assert server.requested == [f"/mnist/{name}"]
+
+
+def test_a_file_without_a_checksum_is_not_read(server, tmp_path):
+    write_idx(tmp_path / "served" / "mnist", images=IMAGES[::-1])
+    shutil.copytree(tmp_path / "served", tmp_path / "cache")
+    assert_is_mnist(load("mnist"))
+
+
+def test_a_server_that_recovers_is_asked_again(server):
+    server.failures = 2
+    assert_is_mnist(load("mnist"))
+    assert len(server.requested) == 6
+
+
+def wrong_content(server, folder):
+    (folder / "served" / "mnist" / "t10k-labels-idx1-ubyte.gz").write_bytes(b"moved")
+
+
+def missing_file(server, folder):
+    (folder / "served" / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
+
+
+def no_server(server, folder):
+    server.shutdown()
+    server.server_close()
+
+
+def no_folder(server, folder):
+    (folder / "cache").write_bytes(b"")
+
+
+UNAVAILABLE = {
+    "wrong content": ("'t10k-labels-idx1-ubyte.gz' from http.*; its checksum there is wrong", wrong_content),
+    "missing file": ("'t10k-labels-idx1-ubyte.gz' from http.*; the server answered 404", missing_file),
+    "no server": (r"from http.*; the request failed \(ConnectionError\)", no_server),
+    "no folder": ("Not a directory|File exists", no_folder),
+}
+
+
+@pytest.mark.parametrize(("match", "prevent"), UNAVAILABLE.values(), ids=UNAVAILABLE.keys())
+def test_what_cannot_be_downloaded_is_named_in_one_line(server, tmp_path, match, prevent):
+    prevent(server, tmp_path)
+    with pytest.raises(DataError, match=match) as caught:
+        load("mnist")
+    message = str(caught.value)
+    assert "\n" not in message and repr(str(tmp_path / "cache" / "mnist")) in message
+    assert all(name in message for name in data.CHECKSUMS["mnist"])
+
+
+def test_two_processes_download_at_once(server, tmp_path):
+    script = (
+        "import json, sys; from pyro_equivariance import data; data.CHECKSUMS = json.loads(sys.argv[1]);"
+        "print(data.load('mnist'))"
+    )
+    server.meeting = threading.Barrier(2)
+    command = [sys.executable, "-c", script, json.dumps(data.CHECKSUMS)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for run in runs:
+        out, err = run.communicate(timeout=60)
+        assert (run.returncode, out) == (0, "ImageData('mnist', images=(8, 1, 5, 5), classes=3)\n"), err
+    assert len(server.requested) >= 8
+    cached = {file.name: file.read_bytes() for file in (tmp_path / "cache" / "mnist").iterdir()}
+    assert cached == {file.name: file.read_bytes() for file in (tmp_path / "served" / "mnist").iterdir()}
+
+
+def test_a_folder_called_mnist_is_read_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_idx(tmp_path / "mnist")
+    for source in ("./mnist", Path("mnist")):
+        assert_is(load(source), scaled(IMAGES), LABELS)
+
+
+def test_known_servers_and_files():
+    assert set(data.SERVERS) == set(data.CHECKSUMS) == {"mnist", "fashion-mnist"}
+    files = {f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")}
+    assert all(set(sums) == files for sums in data.CHECKSUMS.values())
+    assert all(len(bytes.fromhex(md5)) == 16 for sums in data.CHECKSUMS.values() for md5 in sums.values())
+
+
+def test_a_download_without_pooch_says_how_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(ImportError) as caught:
+        load("fashion-mnist")
     assert "pyro-equivariance[data]" in caught.value.__notes__[0]
 
 
@@ -149,8 +320,6 @@ WHOLE = idx_bytes(IMAGES)
 DAMAGED = {
     "name": ("'imagenet'", lambda folder: "imagenet"),
     "not an image file": (r"a \.npz file", damaged_file("images.csv", b"1,2")),
-    "mnist": ("'mnist' is not downloaded.*IDX", lambda folder: "mnist"),
-    "fashion": ("'fashion-mnist' is not downloaded.*IDX", lambda folder: "fashion-mnist"),
     "missing npz": ("there is none", lambda folder: folder / "letters.npz"),
     "empty npz": ("not a zip", damaged_file("a.npz", b"")),
     "no npz": ("not a zip", damaged_file("a.npz", b"\x93NUMPY and so on")),

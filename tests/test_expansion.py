@@ -16,7 +16,7 @@ from pyro_equivariance.networks.expanded import ARRANGEMENTS, SiteExpansion
 
 RULES = ("geometric", "arithmetic", "projection")
 TIES = (None, "parameters", "samples")
-EQUIVARIANT = ("free", "gcnn")
+EQUIVARIANT = ("free", "gcnn", "row_rolled", "diagonal")
 GROUPS = {"C4": lambda: pe.CyclicGroup(4), "D4": lambda: pe.DihedralGroup(4)}
 each_group = pytest.mark.parametrize("group", [make() for make in GROUPS.values()], ids=GROUPS)
 
@@ -79,6 +79,10 @@ def by_loops(group, move, base, role, arrangement):
                 block = move(base[quotient(group, g, h)], g)
             elif arrangement == "gcnn":  # ρ(g h⁻¹ g) φ
                 block = move(move(move(base, g), inverse(group, h)), g)
+            elif arrangement == "row_rolled":  # ρ(g h⁻¹) φ
+                block = move(move(base, inverse(group, h)), g)
+            elif arrangement == "diagonal":  # δ_gh ρ(g) φ, not shrunk
+                block = move(base, g) * (g == h) * order**0.5
             else:
                 block = move(base, inverse(group, h))
             blocks.append(block / order**0.5)
@@ -86,10 +90,16 @@ def by_loops(group, move, base, role, arrangement):
     return torch.cat(rows, 0)
 
 
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def exists(group, arrangement):
+    return arrangement != "row_rolled" or isinstance(group, pe.CyclicGroup)
+
+
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("parameter", PARAMETERS)
-@each_group
+@pytest.mark.parametrize(("group", "arrangement"), [
+    pytest.param(make(), arrangement, id=f"{name}-{arrangement}")
+    for name, make in GROUPS.items() for arrangement in ARRANGEMENTS if exists(make(), arrangement)
+])  # fmt: skip
 def test_blocks_against_loops(group, parameter, role, arrangement):
     rep, move = PARAMETERS[parameter](group)
     expansion = SiteExpansion(rep, *ROLES[role], arrangement)
@@ -100,6 +110,12 @@ def test_blocks_against_loops(group, parameter, role, arrangement):
     torch.testing.assert_close(expansion.expand(base), expected, rtol=0, atol=1e-15)
     torch.testing.assert_close(expansion.expand_scale(base.exp()),
                                by_loops(group, move, base.exp(), role, arrangement))  # fmt: skip
+
+
+def test_row_rolled_needs_a_group_that_commutes():
+    rep, _ = kernel(pe.DihedralGroup(4))
+    with pytest.raises(pe.OptionError, match="abelian group for arrangement='row_rolled': under DihedralGroup"):
+        SiteExpansion(rep, True, True, "row_rolled")
 
 
 @each_group
@@ -121,7 +137,7 @@ def test_the_last_bias_of_outputs_that_move_is_averaged():
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("parameter", PARAMETERS)
 def test_leading_axes(parameter, role, arrangement):
-    rep, _ = PARAMETERS[parameter](pe.DihedralGroup(4))
+    rep, _ = PARAMETERS[parameter](pe.CyclicGroup(4) if arrangement == "row_rolled" else pe.DihedralGroup(4))
     expansion = SiteExpansion(rep, *ROLES[role], arrangement)
     base = torch.randn(2, 3, *expansion.base_shape)
     each = torch.stack([torch.stack([expansion.expand(b) for b in row]) for row in base])
@@ -136,7 +152,7 @@ def test_leading_axes(parameter, role, arrangement):
 @each_group
 def test_free_starts_as_gcnn_but_for_the_scale_of_the_readout(group, parameter, role):
     rep, _ = PARAMETERS[parameter](group)
-    free, gcnn = (SiteExpansion(rep, *ROLES[role], arrangement) for arrangement in EQUIVARIANT)
+    free, gcnn = (SiteExpansion(rep, *ROLES[role], arrangement) for arrangement in ("free", "gcnn"))
     small = torch.randn(rep.event_shape)
     ratio = len(group) ** 0.5 if role == "last" else 1.0
     torch.testing.assert_close(free.expand(free.start(small)), ratio * gcnn.expand(gcnn.start(small)))
@@ -249,10 +265,20 @@ def big_net(big_model):
     return big_model.big.net if isinstance(big_model, pe.handlers.ExpandedNetwork) else big_model.net
 
 
-@pytest.mark.parametrize("tie", TIES)
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-@each_net
-@each_group
+def combinations(ties):
+    """Those of group, network, arrangement and tie that exist; rolled features need pooling before the last layer."""
+    found = []
+    for name, make in GROUPS.items():
+        for arrangement in ARRANGEMENTS:
+            for net in NETS if arrangement != "row_rolled" else ["pooled"]:
+                for tie in ties if arrangement != "diagonal" else [t for t in ties if t == "samples"]:
+                    if exists(make(), arrangement):
+                        label = f"{name}-{net}-{arrangement}-{tie}"
+                        found.append(pytest.param(make(), net, arrangement, tie, id=label))
+    return found
+
+
+@pytest.mark.parametrize(("group", "net", "arrangement", "tie"), combinations(TIES))
 def test_what_expand_returns(group, net, arrangement, tie):
     small = NETS[net]()
     big_model, big_guide, big_symmetry = pe.expand(*small_start(small, group), arrangement, tie)
@@ -261,7 +287,8 @@ def test_what_expand_returns(group, net, arrangement, tie):
     assert [m.weight.shape[0] for m in hidden] == [2 * order, 2 * order, 3]
     expected = {name: p.shape for name, p in wide.items()}
     assert expected == {site: rep.event_shape for site, rep in big_symmetry.sites.items()}
-    assert big_symmetry == pe.network_symmetry(big_net(big_model), group, PIXELS)
+    hidden = "rolled" if arrangement == "row_rolled" else "regular"
+    assert big_symmetry == pe.network_symmetry(big_net(big_model), group, PIXELS, hidden=hidden)
     assert big_symmetry.check(big_net(big_model)) < 1e-12
 
     draw = poutine.trace(big_guide).get_trace()
@@ -273,10 +300,7 @@ def test_what_expand_returns(group, net, arrangement, tie):
     assert big_guide.always_invariant == (tie is not None and arrangement in EQUIVARIANT)
 
 
-@pytest.mark.parametrize("tie", [None, "parameters"])
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-@each_net
-@each_group
+@pytest.mark.parametrize(("group", "net", "arrangement", "tie"), combinations([None, "parameters"]))
 def test_the_expanded_law_is_invariant(group, net, arrangement, tie):
     _, guide, symmetry = pe.expand(*small_start(NETS[net](), group), arrangement, tie)
     if arrangement in EQUIVARIANT:
@@ -290,11 +314,9 @@ def test_the_expanded_law_is_invariant(group, net, arrangement, tie):
         assert law_gap(guide, symmetry) > 0.1
 
 
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-@each_net
-@each_group
-def test_every_draw_is_an_equivariant_network_when_samples_are_tied(group, net, arrangement):
-    model, guide, _ = pe.expand(*small_start(NETS[net](), group), arrangement, tie="samples")
+@pytest.mark.parametrize(("group", "net", "arrangement", "tie"), combinations(["samples"]))
+def test_every_draw_is_an_equivariant_network_when_samples_are_tied(group, net, arrangement, tie):
+    model, guide, _ = pe.expand(*small_start(NETS[net](), group), arrangement, tie)
     for change in (lambda guide: None, randomise):
         change(guide)
         gap, size = draw_gap(model, guide, group)
@@ -312,7 +334,7 @@ def test_single_draws_are_not_equivariant_otherwise(tie):
     assert draw_gap(model, guide, group)[0] > 1e-2
 
 
-@pytest.mark.parametrize("arrangement", EQUIVARIANT)
+@pytest.mark.parametrize("arrangement", ["free", "gcnn"])
 def test_outputs_that_move(arrangement):
     """Four outputs that turn with the image: one for each of its sides, say."""
     group = pe.CyclicGroup(4)
@@ -334,7 +356,87 @@ def test_outputs_that_move(arrangement):
             torch.testing.assert_close(fixed(turned(x, g)), fixed(x).roll(g, -1), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("arrangement", EQUIVARIANT)
+@each_net
+@each_group
+def test_diagonal_is_the_mean_of_the_small_network_over_the_orbit(group, net):
+    model, guide, symmetry = small_start(NETS[net](), group)
+    big_model, big_guide, _ = pe.expand(model, guide, symmetry, "diagonal")
+    draw = poutine.trace(big_guide).get_trace()
+    small = {name: draw.nodes[f"{name}_base"]["value"] for name, _ in model.net.named_parameters()}
+    x, _ = data()
+    orbit = [torch.func.functional_call(model.net, small, (turned(x, g),)) for g in range(len(group))]
+    assert (orbit[0] - orbit[1]).abs().max() > 1e-2
+    torch.testing.assert_close(poutine.replay(big_model, draw)(x), torch.stack(orbit).mean(0), rtol=0, atol=1e-12)
+
+
+class Joined(nn.Module):
+    """Channels of two convolutions side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(i, 2, 3, padding=1) for i in (3, 3, 4))
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.head(self.c(torch.cat([self.a(x), self.b(x)], 1)).mean((2, 3)))
+
+
+UNFIT = {
+    "row_rolled before a head that sees places": (rgb_net, "row_rolled", r"arrangement='row_rolled' .*'6.weight'"),
+    "concatenated channels": (Joined, "gcnn", r"'c.weight' is not: its channels are not whole blocks"),
+    "diagonal with layer norm": (
+        lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.LayerNorm((2, 2, 2)), nn.Flatten(), nn.Linear(8, 3)),
+        "diagonal", "without LayerNorm for arrangement='diagonal'"),
+    "a shortcut from the input": (
+        lambda: nn.Sequential(pe.Residual(nn.Conv2d(3, 3, 3, padding=1)), nn.Flatten(), nn.Linear(48, 3)),
+        "gcnn", "A shortcut from the input needs a convolution"),
+    "a table of positions": (
+        lambda: WithPositions(), "gcnn", "'positions' stands by itself"),
+    "attention": (
+        lambda: nn.Sequential(nn.Flatten(2), nn.Linear(16, 4), nn.MultiheadAttention(4, 1, batch_first=True)),
+        "gcnn", "returns one tensor"),
+}  # fmt: skip
+
+
+class WithPositions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 2, 3, padding=1), nn.Linear(2, 3)
+        self.positions = nn.Parameter(torch.randn(2, 4, 4))
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x) + self.positions).mean((2, 3)))
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_networks_that_cannot_be_arranged_are_refused(case):
+    build, arrangement, match = UNFIT[case]
+    with pytest.raises(pe.LayerError, match=match):
+        pe.expand(*small_start(build(), pe.CyclicGroup(4)), arrangement)
+
+
+NORMALISED = {
+    "group norm": lambda: nn.GroupNorm(2, 2),
+    "batch norm": lambda: nn.BatchNorm2d(2, track_running_stats=False),
+    "layer norm": lambda: nn.LayerNorm((2, 4, 4)),
+    "residual": lambda: pe.Residual(nn.Sequential(nn.Tanh(), nn.Conv2d(2, 2, 3, padding=1))),
+}
+
+
+@pytest.mark.parametrize("kind", NORMALISED)
+@each_group
+def test_normalised_and_residual_networks_are_arranged(group, kind):
+    net = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), NORMALISED[kind](), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Flatten(),
+                        nn.Linear(8, 3))  # fmt: skip
+    for tie in TIES:
+        model, guide, symmetry = pe.expand(*small_start(net, group), "free", tie)
+        if tie == "samples":
+            assert draw_gap(model, guide, group)[0] < 1e-10
+        else:
+            assert law_gap(guide, symmetry) < 1e-12
+
+
+@pytest.mark.parametrize("arrangement", ["free", "gcnn"])
 @each_group
 def test_the_mean_network_is_equivariant_at_the_start(group, arrangement):
     model, guide, _ = pe.expand(*small_start(rgb_net(), group), arrangement, tie=None)
@@ -493,8 +595,10 @@ def error_cases():
     one_layer = pe.BayesianNetwork(line)
     averaging = pe.AutoSymmetricNormal(model, symmetry)
     return {
-        "arrangement": (pe.OptionError, "'free', 'gcnn', 'row_constant'; got 'spiral'",
+        "arrangement": (pe.OptionError, "'free', 'gcnn', 'row_rolled', 'row_constant', 'diagonal'; got 'spiral'",
                         (model, guide, symmetry, "spiral")),
+        "diagonal": (pe.OptionError, "tie='samples' with arrangement='diagonal'",
+                     (model, guide, symmetry, "diagonal", None)),
         "tie": (pe.OptionError, "None, 'parameters', 'samples'; got 'knot'", (model, guide, symmetry, "free", "knot")),
         "model": (pe.OptionError, "BayesianNetwork of the small network; got Sequential", (net, guide, symmetry)),
         "one layer": (pe.LayerError, "hidden layer to expand",
@@ -504,7 +608,7 @@ def error_cases():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ["arrangement", "tie", "model", "one layer", "computed parameters"])
+@pytest.mark.parametrize("case", ["arrangement", "diagonal", "tie", "model", "one layer", "computed parameters"])
 def test_expand_checks_its_arguments(case):
     kind, match, arguments = error_cases()[case]
     with pytest.raises(kind, match=match):

@@ -9,7 +9,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from pyro_equivariance import CyclicGroup, metrics, regular
 from pyro_equivariance.errors import DataError, OptionError, SymmetryError
-from pyro_equivariance.metrics import Estimate
+from pyro_equivariance.metrics import Estimate, PredictionSets
 
 SIGMAS = 4.5  # of a computed standard error: one failure in 150,000
 
@@ -171,6 +171,42 @@ def test_same_prediction_by_hand():
     assert metrics.orbit_same_prediction(torch.stack([first, second], 1)).item() == 0.5
 
 
+def naive_same_prediction(probs, action, definition):
+    order, images = probs.shape[:2]
+    total = 0.0
+    for n in range(images):
+        back = [moved(probs[g, n], -g, action).argmax().item() for g in range(order)]
+        if definition == "majority":
+            total += max(back.count(k) for k in back) / order
+        else:
+            same = sum(moved(probs[0, n], g, action).argmax() == probs[g, n].argmax() for g in range(order))
+            total += same.item() / (1 if definition == "count" else order)
+    return total / images
+
+
+@pytest.mark.parametrize("definition", ["anchor", "majority", "count"])
+@pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS.keys())
+def test_same_prediction_equals_the_loop(action, definition):
+    probs = random_probs(4, 60, 4, seed=2)
+    found = metrics.orbit_same_prediction(probs, action=action, definition=definition).item()
+    assert found == pytest.approx(naive_same_prediction(probs, action, definition), abs=1e-13)
+    assert found < (4 if definition == "count" else 1)
+
+
+def test_majority_does_not_single_out_the_identity():
+    probs = exact([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]]).unsqueeze(1)
+    found = {d: metrics.orbit_same_prediction(probs, definition=d).item() for d in ("anchor", "majority", "count")}
+    assert found == {"anchor": 0.25, "majority": 0.75, "count": 1.0}
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32])
+@pytest.mark.parametrize("action", [Shift(4), regular(CyclicGroup(4))], ids=["shift", "regular"])
+def test_majority_of_equivariant_ties_is_one(action, kind):
+    base = torch.tensor([[0.375, 0.375, 0.25, 0.0], [0.25, 0.25, 0.25, 0.25]], dtype=kind)
+    probs = torch.stack([base.roll(g, -1) for g in range(4)])
+    assert metrics.orbit_same_prediction(probs, action=action, definition="majority").item() == 1
+
+
 def test_symmetric_kl_by_hand():
     even, sure = exact([[0.5, 0.5]]), exact([[0.9, 0.1]])
     one = metrics.symmetric_kl(torch.stack([even, sure]))
@@ -186,6 +222,17 @@ def test_symmetric_kl_equals_torch():
     torch.testing.assert_close(metrics.symmetric_kl(probs), expected)
 
 
+@pytest.mark.parametrize("action", [None, Shift(5)], ids=["invariant", "shift"])
+def test_symmetric_kl_conventions_are_means_over_more_terms(action):
+    probs = random_probs(5, 6, 5)
+    p0 = torch.stack([moved(probs[0], g, action) for g in range(5)])
+    terms = (p0 - probs) * (p0.log() - probs.log())
+    found = {c: metrics.symmetric_kl(probs, action=action, convention=c) for c in ("others", "orbit", "per_class")}
+    expected = {"others": terms[1:].sum(-1).mean(), "orbit": terms.sum(-1).mean(), "per_class": terms[1:].mean()}
+    torch.testing.assert_close(found, expected)
+    assert metrics.symmetric_kl(probs, action=action) == found["others"]
+
+
 def test_symmetric_kl_is_finite_at_zero_probabilities():
     sure = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float32)
     expected = -2 * math.log(torch.finfo(torch.float32).tiny)
@@ -194,8 +241,10 @@ def test_symmetric_kl_is_finite_at_zero_probabilities():
 
 def test_trivial_group_agrees_with_itself():
     probs = random_probs(1, 6, 5)
-    assert metrics.symmetric_kl(probs).item() == 0
-    assert metrics.orbit_same_prediction(probs).item() == 1
+    for convention in ("others", "orbit", "per_class"):
+        assert metrics.symmetric_kl(probs, convention=convention).item() == 0
+    for definition in ("anchor", "majority", "count"):
+        assert metrics.orbit_same_prediction(probs, definition=definition).item() == 1
 
 
 @pytest.mark.parametrize("action", [Shift(4), regular(CyclicGroup(4))], ids=["shift", "regular"])
@@ -256,7 +305,86 @@ def test_calibration_error_equals_the_loop(bins):
     assert found == pytest.approx(naive_calibration(probs, labels, bins), abs=1e-13)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "negative_log_likelihood", "calibration_error"])
+def test_brier_score_by_hand():
+    probs, labels = exact([[0.7, 0.2, 0.1], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 2, 0])
+    # 0.3² + 0.2² + 0.1², nothing, and the worst: 1 + 1
+    assert metrics.brier_score(probs, labels).item() == pytest.approx((0.14 + 0 + 2) / 3, abs=1e-15)
+    assert metrics.brier_score(exact([[1.0]]), torch.tensor([0])).item() == 0
+
+
+def test_brier_score_equals_the_loop():
+    probs, labels = random_probs(3, 20, 4), torch.arange(20) % 4
+    terms = [(probs[g, n, k] - int(labels[n] == k)) ** 2 for g in range(3) for n in range(20) for k in range(4)]
+    assert metrics.brier_score(probs, labels).item() == pytest.approx(sum(terms).item() / 60, abs=1e-13)
+
+
+def naive_sets(calibration_probs, calibration_labels, probs, labels, rank):
+    """Split conformal prediction with the scores of this rank, one class of one image at a time."""
+    scores = sorted(1 - p[y].item() for p, y in zip(calibration_probs, calibration_labels, strict=True))
+    threshold = scores[rank - 1] if rank <= len(scores) else math.inf
+    sets = [[k for k, p in enumerate(row.tolist()) if 1 - p <= threshold] for row in probs]
+    covered = [y in chosen for y, chosen in zip(labels.tolist(), sets, strict=True)]
+    return sum(map(len, sets)) / len(sets), sum(covered) / len(sets), threshold
+
+
+@pytest.mark.parametrize(
+    ("images", "alpha", "rank"),
+    [(9, 0.1, 9), (10, 0.1, 10), (19, 0.1, 18), (9, 0.7, 3), (99, 0.29, 71), (8, 0.1, 9), (1, 0.5, 1), (50, 1e-5, 51)],
+)
+def test_conformal_sets_equal_the_loop(images, alpha, rank):
+    calibration = random_probs(images, 4, seed=1), torch.arange(images) % 4
+    test = random_probs(40, 4, seed=2), torch.arange(40) % 4
+    found = metrics.conformal_set_size(*calibration, *test, alpha=alpha)
+    size, coverage, threshold = naive_sets(*calibration, *test, rank)
+    assert found == PredictionSets(pytest.approx(size), pytest.approx(coverage), pytest.approx(threshold))
+
+
+def test_conformal_sets_are_full_without_enough_calibration():
+    found = metrics.conformal_set_size(random_probs(8, 3), torch.arange(8) % 3, PROBS, LABELS, alpha=0.1)
+    assert found == PredictionSets(size=3.0, coverage=1.0, threshold=math.inf)
+
+
+def test_conformal_sets_of_one_class_hold_it():
+    one, zero = torch.ones(9, 1, dtype=torch.float64), torch.zeros(9, dtype=torch.int64)
+    assert metrics.conformal_set_size(one, zero, one, zero) == PredictionSets(1.0, 1.0, 0.0)
+
+
+def test_conformal_ties_are_inside():
+    even, sure = exact([[0.5, 0.5]]).expand(9, 2), exact([[1.0, 0.0], [0.5, 0.5], [0.25, 0.75]])
+    found = metrics.conformal_set_size(even, torch.zeros(9).long(), sure, torch.tensor([1, 1, 0]))
+    assert found == PredictionSets(pytest.approx(4 / 3), pytest.approx(1 / 3), 0.5)
+
+
+def test_conformal_sets_may_be_empty():
+    sure, even = exact([[1.0, 0.0]]).expand(9, 2), exact([[0.5, 0.5]])
+    found = metrics.conformal_set_size(sure, torch.zeros(9).long(), even, torch.tensor([0]))
+    assert found == PredictionSets(size=0.0, coverage=0.0, threshold=0.0)
+
+
+@pytest.mark.parametrize(("images", "alpha"), [(20, 0.1), (9, 0.3)])
+def test_conformal_coverage_is_guaranteed(images, alpha):
+    """Of continuous scores the mean coverage is rank / (n + 1), whatever the predictions are worth."""
+    logits = random_draws(600, images + 30, 3, seed=5)
+    probs = (2 * logits).softmax(-1)  # overconfident
+    pick = torch.rand(600, images + 30, 1, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    labels = (logits.softmax(-1).cumsum(-1) < pick).sum(-1).clamp_max(2)
+    runs = [
+        metrics.conformal_set_size(p[:images], y[:images], p[images:], y[images:], alpha)
+        for p, y in zip(probs, labels, strict=True)
+    ]
+    expected = math.ceil(round((images + 1) * (1 - alpha), 9)) / (images + 1)
+    assert expected >= 1 - alpha
+    assert_mean(exact([run.coverage for run in runs]), expected)
+
+
+def test_conformal_sets_pool_leading_orbit_axes():
+    calibration = random_probs(30, 3, seed=1), torch.arange(30) % 3
+    pooled = metrics.conformal_set_size(*calibration, PROBS.reshape(-1, 3), LABELS.repeat(4))
+    assert metrics.conformal_set_size(*calibration, PROBS, LABELS) == pooled
+    assert metrics.conformal_set_size(*calibration, PROBS, LABELS.expand(4, 6)) == pooled
+
+
+@pytest.mark.parametrize("name", ["accuracy", "negative_log_likelihood", "brier_score", "calibration_error"])
 def test_leading_orbit_axes_are_pooled(name):
     metric = getattr(metrics, name)
     probs, labels = random_probs(2, 4, 9, 3), torch.arange(9) % 3
@@ -308,6 +436,29 @@ BAD = {
     "labels high": (DataError, r"0\.\.2.*got 0\.\.3", lambda: metrics.accuracy(PROBS, torch.arange(6) % 4)),
     "labels low": (DataError, r"0\.\.2.*got -1", lambda: metrics.negative_log_likelihood(PROBS, LABELS - 1)),
     "float labels": (DataError, "integer labels", lambda: metrics.calibration_error(PROBS, LABELS / 1)),
+    "definition": (OptionError, "'majority'", lambda: metrics.orbit_same_prediction(PROBS, definition="mean")),
+    "convention": (OptionError, "'per_class'", lambda: metrics.symmetric_kl(PROBS, convention="mean")),
+    "brier labels": (DataError, "integer labels", lambda: metrics.brier_score(PROBS, LABELS / 1)),
+    "calibration probs": (
+        DataError,
+        "calibration_probs.*sum to one",
+        lambda: metrics.conformal_set_size(0.9 * PROBS[0], LABELS, PROBS, LABELS),
+    ),
+    "calibration labels": (
+        DataError,
+        r"calibration_labels in 0\.\.2",
+        lambda: metrics.conformal_set_size(PROBS[0], LABELS + 1, PROBS, LABELS),
+    ),
+    "calibration orbit": (
+        DataError,
+        r"\(n, 3\).*got \(4, 6, 3\)",
+        lambda: metrics.conformal_set_size(PROBS, LABELS, PROBS, LABELS),
+    ),
+    "calibration classes": (
+        DataError,
+        r"\(n, 3\).*got \(6, 4\)",
+        lambda: metrics.conformal_set_size(random_probs(6, 4), LABELS, PROBS, LABELS),
+    ),
     "bins": (OptionError, "bins", lambda: metrics.calibration_error(PROBS, LABELS, bins=0)),
 }
 
@@ -317,6 +468,12 @@ def test_bad_input_is_named_in_one_line(kind, match, call):
     with pytest.raises(kind, match=match) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, math.nan, 1, "0.1"])
+def test_alpha_outside_its_range_is_refused(alpha):
+    with pytest.raises(OptionError, match=r"alpha.*in \(0, 1\); got"):
+        metrics.conformal_set_size(PROBS[0], LABELS, PROBS, LABELS, alpha=alpha)
 
 
 def test_an_action_that_flips_signs_is_refused():

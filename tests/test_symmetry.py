@@ -108,10 +108,10 @@ class TestOutputs:
         assert torch.equal(sym.act_outputs(C4.sample((batch,)), y), y)
 
     @pytest.mark.parametrize("outputs", [
-        pe.signed_permutation(pe.SignGroup(), [[0, 1]] * 2, [[1, 1], [-1, -1]]), pe.trivial(pe.SignGroup(), (2, 2)),
-    ], ids=["signed", "two axes"])  # fmt: skip
+        pe.signed_permutation(pe.SignGroup(), [[0, 1]] * 2, [[1, 1], [-1, -1]]), pe.trivial(pe.SignGroup(), (2, 3)),
+    ], ids=["signed", "places"])  # fmt: skip
     def test_labels_need_classes_that_are_permuted(self, outputs):
-        with pytest.raises(SymmetryError, match="permute classes, to move integer labels"):
+        with pytest.raises(SymmetryError, match=r"permute classes \(and places\), to move integer labels"):
             pe.Symmetry(pe.SignGroup(), {}, outputs=outputs).act_outputs(1, torch.tensor([0, 1]))
 
 

@@ -2,12 +2,13 @@
 
 from .base import Group, ProductGroup, Subgroup
 from .permutations import PermutationGroup, SymmetricGroup
-from .rotations import CyclicGroup, DihedralGroup, SignGroup
+from .rotations import CyclicGroup, DihedralGroup, OctahedralGroup, SignGroup
 
 __all__ = [
     "CyclicGroup",
     "DihedralGroup",
     "Group",
+    "OctahedralGroup",
     "PermutationGroup",
     "ProductGroup",
     "SignGroup",

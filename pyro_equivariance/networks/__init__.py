@@ -1,6 +1,19 @@
 """Torch networks: their symmetry, their expanded copies, and the Pyro model that samples their weights."""
 
-from .bayesian import BayesianNetwork, FanIn, NetworkModel, Scalar
+from .bayesian import BayesianNetwork, NetworkModel
+from .layers import Residual
+from .likelihoods import NormalLikelihood
+from .priors import FanIn, LearnedScale, Scalar
 from .tracing import network_symmetry, widen_network
 
-__all__ = ["BayesianNetwork", "FanIn", "NetworkModel", "Scalar", "network_symmetry", "widen_network"]
+__all__ = [
+    "BayesianNetwork",
+    "FanIn",
+    "LearnedScale",
+    "NetworkModel",
+    "NormalLikelihood",
+    "Residual",
+    "Scalar",
+    "network_symmetry",
+    "widen_network",
+]

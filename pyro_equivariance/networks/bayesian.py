@@ -1,67 +1,16 @@
 """A torch network as a Pyro model: a sample site for each parameter."""
 
 import copy
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, OptionError, check_option
-
-
-@dataclass(frozen=True)
-class FanIn:
-    """The prior ``N(0, gain² / fan_in)`` for weights, ``N(0, bias²)`` for biases.
-
-    Activations then keep their size from layer to layer, whatever the width; it is invariant under every action
-    on channels and space.
-
-    :param float gain: ``√2`` keeps the size through ReLU layers.
-    :param float bias: standard deviation of the biases.
-
-    >>> import torch
-    >>> FanIn(gain=2.0)("conv.weight", torch.zeros(8, 4, 3, 3)).base_dist.scale[0, 0, 0, 0] == 2 / 36**0.5
-    tensor(True)
-    """
-
-    gain: float = math.sqrt(2)
-    bias: float = 0.1
-
-    def __call__(self, name: str, parameter: Tensor) -> dist.Distribution:
-        std = self.gain / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else self.bias
-        return _normal(std, parameter)
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """The prior ``N(0, scale²)`` for every parameter."""
-
-    scale: float = 1.0
-
-    def __call__(self, name: str, parameter: Tensor) -> dist.Distribution:
-        return _normal(self.scale, parameter)
-
-
-def _normal(std: float, parameter: Tensor) -> dist.Distribution:
-    loc, scale = parameter.new_zeros(()), parameter.new_tensor(std)
-    return dist.Normal(loc, scale).expand(parameter.shape).to_event(parameter.ndim)
-
-
-def _prior(prior) -> Callable[[str, Tensor], dist.Distribution]:
-    if prior == "fan_in":
-        return FanIn()
-    if isinstance(prior, (int, float)) and not isinstance(prior, bool) and prior > 0:
-        return Scalar(float(prior))
-    if callable(prior):
-        return prior
-    raise OptionError(
-        f"Expected prior to be a positive scale, 'fan_in' or a callable (name, parameter); got {prior!r}."
-    )
+from ..errors import DataError, OptionError, SymmetryError
+from .likelihoods import as_likelihood
+from .priors import LearnedScale, as_prior, gain_prior, gains_of
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -71,14 +20,6 @@ def _channels_last(x: Tensor) -> Tensor:
     """
     _, c, h, w = x.shape
     return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, (c * h * w, 1, w * c, c))
-
-
-def categorical(logits: Tensor) -> dist.Categorical:
-    """The likelihood of class labels given logits ``(..., K)``."""
-    return dist.Categorical(logits=logits)
-
-
-LIKELIHOODS = {"categorical": categorical}
 
 
 class NetworkModel(nn.Module, ABC):
@@ -96,13 +37,21 @@ class BayesianNetwork(NetworkModel):
 
     ``θ ~ prior``, ``y_n ~ likelihood(f(x_n; θ))`` in a plate ``"data"``; the network is called functionally with
     the sampled weights. The log likelihood of a minibatch is scaled by ``size / len(x)``. It returns the
-    network's output, ``(N, ...)`` (in ``Predictive``: the site ``"_RETURN"``).
+    network's output, ``(N, ...)`` (in ``Predictive``: the site ``"_RETURN"``). Under vectorised particles and
+    ``Predictive(parallel=True)`` weights have leading axes, and so has the output: ``(*particles, N, ...)``.
 
     :param Module net: the network; it is copied, and its values are the start of the library's guides.
-    :param prior: a scale for ``N(0, scale²)``, ``"fan_in"`` (see :class:`FanIn`), or a callable
-        ``(name, parameter) -> distribution`` whose event is the parameter's shape.
-    :param likelihood: ``"categorical"`` (the output is logits, ``y`` integer labels ``(N,)``), or a callable from
-        the network's output to a distribution.
+    :param prior: a scale for ``N(0, scale²)``; ``"fan_in"`` (see :class:`FanIn`); ``"learned"`` (see
+        :class:`LearnedScale`); a distribution for every entry; a dict of these by site, whose keys may hold ``*``; or
+        a callable ``(name, parameter) -> distribution`` whose event is the parameter's shape.
+    :param likelihood: a name, or a callable from the network's output to a distribution.
+
+        - ``"categorical"``: the output is logits ``(N, K)``, ``y`` integer labels ``(N,)``; for maps of labels
+          ``(N, *places)`` the logits are ``(N, K, *places)``;
+        - ``"bernoulli"``: logits and zeros or ones, both ``(N, ...)``;
+        - ``"poisson"``: log rates and counts, both ``(N, ...)``;
+        - ``"normal"``: means and numbers, both ``(N, ...)``, with unit noise; :class:`NormalLikelihood` sets its scale
+          or learns it.
     :param int size: the number of data ``N`` that a minibatch stands for; ``None``: its own length.
     :param bool channels_last: whether images are laid out with the channels last, which convolutions on a CPU run 1.1
         (training) to 4 times (prediction) as fast; ``None``: in float32 on a CPU, if the network takes them so
@@ -119,22 +68,43 @@ class BayesianNetwork(NetworkModel):
                  channels_last: bool | None = None):  # fmt: skip
         super().__init__()
         self.net = copy.deepcopy(net).requires_grad_(False)
-        self.prior = _prior(prior)
-        if not callable(likelihood):
-            check_option("likelihood", likelihood, LIKELIHOODS)
-        self.likelihood = likelihood if callable(likelihood) else LIKELIHOODS[likelihood]
+        self._gains = gains_of(net)
+        self.prior = as_prior(prior)
+        self.likelihood = as_likelihood(likelihood)
         if size is not None and size < 1:
             raise OptionError(f"Expected size to be the number of data, at least 1, or None; got {size}.")
         self.size = size
         self.channels_last = channels_last
 
+    def prior_of(self, name: str, parameter: Tensor) -> dist.Distribution:
+        """The prior of one site, whose value has the parameter's shape."""
+        return (gain_prior(self.prior) if name in self._gains else self.prior)(name, parameter)
+
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        weights = {name: pyro.sample(name, self.prior(name, p)) for name, p in self.net.named_parameters()}
-        output = torch.func.functional_call(self.net, weights, (self._laid_out(x),))
+        weights = {name: pyro.sample(name, self.prior_of(name, p)) for name, p in self.net.named_parameters()}
+        output, event_dim = self._run(weights, self._laid_out(x))
+        law = self.likelihood(output, event_dim)
+        _check_shape(law, y)
         rows = torch.arange(len(x)) if self.size else None
         with pyro.plate("data", self.size or len(x), subsample=rows, device=x.device):
-            pyro.sample("y", self.likelihood(output), obs=y)
+            pyro.sample("y", law, obs=y)
         return output
+
+    def _run(self, weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, int]:
+        """The network's output and its number of axes per datum; once for each of the weights' leading axes."""
+        dims = {name: p.ndim for name, p in self.net.named_parameters()}
+        lead = torch.broadcast_shapes(*(w.shape[: w.ndim - dims[name]] for name, w in weights.items()))
+        if not lead:
+            output = torch.func.functional_call(self.net, weights, (x,))
+            return output, output.ndim - 1
+        if lead[-1] != 1:
+            raise SymmetryError(
+                f"Expected weights without an axis for the data plate; they have leading axes {tuple(lead)}. Give "
+                f"particles an axis to the left of it (max_plate_nesting=1)."
+            )
+        rows = {name: _particles(w, lead, dims[name]) for name, w in weights.items()}
+        output = _each(self.net, rows, x)
+        return output.reshape(lead[:-1] + output.shape[1:]), output.ndim - 2
 
     def _laid_out(self, x: Tensor) -> Tensor:
         if x.ndim != 4:
@@ -157,7 +127,8 @@ class BayesianNetwork(NetworkModel):
         if y is None:
             return
         with torch.no_grad():
-            law = self.likelihood(self.net(x[:1]))
+            output = self.net(x[:1])
+            law = self.likelihood(output, output.ndim - 1)
         if not isinstance(law, dist.Categorical):
             return
         classes = law.probs.shape[-1]
@@ -177,4 +148,35 @@ class BayesianNetwork(NetworkModel):
 
     def with_net(self, net: nn.Module) -> "BayesianNetwork":
         """The same model (prior rule, likelihood, size) of another network."""
-        return BayesianNetwork(net, self.prior, self.likelihood, self.size, self.channels_last)
+        prior = self.prior.renewed() if isinstance(self.prior, LearnedScale) else self.prior
+        return BayesianNetwork(net, prior, self.likelihood, self.size, self.channels_last)
+
+    def with_prior(self, prior) -> "BayesianNetwork":
+        """The same model, of the same network, with another prior."""
+        other = copy.copy(self)
+        other.prior = as_prior(prior)
+        return other
+
+
+def _check_shape(law: dist.Distribution, y: Tensor | None) -> None:
+    expected = law.batch_shape[-1:] + law.event_shape
+    if y is not None and y.shape != expected:
+        raise DataError(
+            f"Expected observations of shape {tuple(expected)} for this output and likelihood; got {tuple(y.shape)}."
+        )
+
+
+def _particles(weight: Tensor, lead: torch.Size, ndim: int) -> Tensor:
+    """One row of weights for each particle."""
+    return weight.expand(lead + weight.shape[weight.ndim - ndim :]).flatten(0, len(lead) - 1)
+
+
+def _each(net: nn.Module, rows: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The network under each row of weights: a loop on a CPU, where it is quicker than ``vmap``."""
+    if x.device.type == "cpu":
+        count = len(next(iter(rows.values())))
+        return torch.stack(
+            [torch.func.functional_call(net, {n: w[i] for n, w in rows.items()}, (x,)) for i in range(count)]
+        )
+    run = torch.func.vmap(lambda weights: torch.func.functional_call(net, weights, (x,)), randomness="different")
+    return run(rows)

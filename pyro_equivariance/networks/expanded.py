@@ -6,11 +6,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..errors import check_option
+from ..errors import OptionError, check_option
 from ..groups import Group
 from ..representations import Representation
+from .base import is_abelian
 
-ARRANGEMENTS = ("free", "gcnn", "row_constant")
+ARRANGEMENTS = ("free", "gcnn", "row_rolled", "row_constant", "diagonal")
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,17 @@ class SiteExpansion:
 
     - first layer (only the outputs are hidden): ``ρ(g) φ``, and so the bias of every hidden layer;
     - hidden layer, block ``(g, h)``, times ``1/√|G|``: ``ρ(g) V_{g⁻¹h}`` for ``free``, with ``V_k = ρ(k)⁻¹ φ`` for
-      ``gcnn``, and ``ρ(h⁻¹) φ`` for ``row_constant`` (not equivariant: a negative control);
+      ``gcnn``; ``ρ(g h⁻¹) φ`` for ``row_rolled``, whose features in layer ``l`` are moved by ``g^l`` (abelian groups);
+      ``ρ(h⁻¹) φ`` for ``row_constant`` (not equivariant: a negative control); for ``diagonal`` ``δ_gh ρ(g) φ``,
+      without the factor: the large network then is the mean of the small one over the orbit;
     - last layer (only the inputs are hidden): ``ρ(h) φ``, times ``1/|G|``, for ``free`` ``1/√|G|``;
     - its bias (neither): the orbit mean of ``φ``, which is ``φ`` itself where the outputs are invariant.
 
     :param Representation rep: the action on the small parameter.
     :param bool inputs: whether the layer's input channels are repeated.
     :param bool outputs: whether its output channels are.
-    :param str arrangement: ``"free"``, ``"gcnn"`` or ``"row_constant"``.
+    :param str arrangement: ``"free"``, ``"gcnn"``, ``"row_rolled"``, ``"diagonal"`` or ``"row_constant"``.
+    :raises OptionError: for another arrangement, or ``row_rolled`` under a group that is not abelian.
 
     Source: Dong, Flinth, Gerken (2026), arXiv:2606.26273; ``free`` spans all group convolutions.
     """
@@ -40,6 +44,11 @@ class SiteExpansion:
 
     def __post_init__(self):
         check_option("arrangement", self.arrangement, ARRANGEMENTS)
+        if self.arrangement == "row_rolled" and not is_abelian(self.rep.group):
+            raise OptionError(
+                f"Expected an abelian group for arrangement='row_rolled': under {self.rep.group} it is not "
+                f"equivariant. Use 'free' or 'gcnn'."
+            )
 
     @property
     def is_equivariant(self) -> bool:
@@ -79,11 +88,14 @@ class SiteExpansion:
             return _join(rep.orbit(base), self._axis(0)) if self.outputs else rep.mean(base)
         if not self.outputs:
             return _join(rep.orbit(base), self._axis(1)) * order ** (-0.5 if self.arrangement == "free" else -1)
+        if self.arrangement == "diagonal":
+            return self._block_diagonal(rep.orbit(base))
         if self.arrangement == "row_constant":
             row = _join(_moved_back(rep, base).movedim(-self._events - 1, 0), self._axis(1))
             return torch.cat([row] * order, self._axis(0)) / order**0.5
         kernels = base if self.arrangement == "free" else _moved_back(rep, base)
-        return torch.cat([self._row(kernels, g) for g in range(order)], self._axis(0)) / order**0.5
+        rows = self._rolled_row if self.arrangement == "row_rolled" else self._row
+        return torch.cat([rows(kernels, g) for g in range(order)], self._axis(0)) / order**0.5
 
     def expand_scale(self, base: Tensor) -> Tensor:
         """The large tensor of scales: the same blocks, moved with ``|ρ|``."""
@@ -94,6 +106,20 @@ class SiteExpansion:
         order = _quotients(self.rep.group)[g].to(kernels.device)
         moved = self.rep._act(g, kernels.index_select(-self._events - 1, order))
         return _join(moved.movedim(-self._events - 1, 0), self._axis(1))
+
+    def _rolled_row(self, kernels: Tensor, g: int) -> Tensor:
+        """The blocks ``ρ(g h⁻¹) φ = ρ(k)⁻¹ φ`` with ``k = h g⁻¹``, which is ``g⁻¹h`` where elements commute."""
+        order = _quotients(self.rep.group)[g].to(kernels.device)
+        moved = kernels.index_select(-self._events - 1, order)
+        return _join(moved.movedim(-self._events - 1, 0), self._axis(1))
+
+    def _block_diagonal(self, blocks: Tensor) -> Tensor:
+        empty = torch.zeros_like(blocks[0])
+        rows = [
+            torch.cat([block if h == g else empty for h in range(len(blocks))], self._axis(1))
+            for g, block in enumerate(blocks)
+        ]
+        return torch.cat(rows, self._axis(0))
 
     def _of_scales(self) -> "SiteExpansion":
         return SiteExpansion(self.rep.modulus(), self.inputs, self.outputs, self.arrangement)

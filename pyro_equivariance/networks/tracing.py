@@ -6,40 +6,57 @@ from collections.abc import Mapping
 import torch
 from torch import fx, nn
 
-from ..errors import LayerError, SymmetryError, check_option
+from ..errors import LayerError, SymmetryError
 from ..groups import Group
-from ..representations import Product, Representation, image, trivial
+from ..representations import Representation, grid, trivial
 from ..symmetry import Symmetry
-from .base import HIDDEN, Feature, Reader
+from .base import Feature, Reader, check_hidden, factors_of
 from .layers import LAYERS, stand_in, widened
+from .operations import Operations, Parameter, same_action
 
 BY_HAND = "pass features={{{name!r}: representation of its output}} and sites={{parameter: representation}} by hand"
+ALONE = "layer"
 
 
 def network_symmetry(
     net: nn.Module,
     group: Group,
     input_shape,
-    hidden: str = "regular",
+    hidden: str | Representation = "regular",
     outputs: Representation | None = None,
     sites: Mapping[str, Representation] | None = None,
     features: Mapping[str, Representation] | None = None,
+    inputs: Representation | None = None,
 ) -> Symmetry:
     """The action on a network's parameters that makes ``f(ρ_X(g) x; ρ(g) θ) = ρ_Y(g) f(x; θ)``.
 
     A layer's weight moves as ``W ↦ ρ_out(g) W ρ_in(g)⁻¹`` (a kernel also turns in space), its bias with
-    ``ρ_out``. Known layers are Conv2d (stride 1), Linear, the poolings, Flatten, Dropout and the pointwise
-    activations, in a Sequential or in any module that :mod:`torch.fx` can trace.
+    ``ρ_out``. Known are convolutions in one to three dimensions, Linear, Embedding, MultiheadAttention, the
+    normalisations without running statistics, the poolings, Flatten, Dropout, the usual activations and
+    :class:`~pyro_equivariance.Residual`; and sums, means, concatenations, transpositions and
+    ``scaled_dot_product_attention`` in any module that :mod:`torch.fx` can trace. Parameters that a module adds by
+    itself, such as a table of positions, move as what they are added to.
 
     :param Module net: the network.
-    :param Group group: acts on images by :func:`~pyro_equivariance.image`.
-    :param tuple input_shape: of one input, ``(C, H, W)``.
-    :param str hidden: ``"regular"``: hidden channels come in ``len(group)`` blocks that the group permutes,
-        channel index ``g · C + c``; ``"trivial"``: they stay.
+    :param Group group: acts on images by :func:`~pyro_equivariance.image`, on sequences by
+        :func:`~pyro_equivariance.sequence`, on volumes by :func:`~pyro_equivariance.volume`; otherwise see ``inputs``.
+    :param tuple input_shape: of one input: ``(C, L)``, ``(C, H, W)`` or ``(C, D, H, W)``, or that of ``inputs``.
+    :param hidden: how hidden channels move, in blocks: channel index ``g · C + c``.
+
+        - ``"regular"``: ``len(group)`` blocks that the group permutes as itself;
+        - ``"trivial"``: they stay;
+        - ``"quotient(s)"``: the cosets of the subgroup that the named elements generate are permuted;
+        - ``"regular + trivial"`` and other sums: each summand with equally many copies;
+        - a representation on one axis, likewise copied;
+        - ``"rolled"``: regular in the first layer, its shift raised by one per layer (``g`` acts as ``g^l`` in layer
+          ``l``), for abelian groups: what the arrangement ``row_rolled`` of an expansion gives.
     :param Representation outputs: how the network's output moves; ``None`` for invariant.
     :param dict sites: representations by hand, for parameters of a layer that is not known.
     :param dict features: likewise for the outputs of such layers, by module name.
-    :raises LayerError: for a layer it cannot read, or channels that ``len(group)`` does not divide.
+    :param Representation inputs: how one input moves, where it is no grid or the group acts in another way: points
+        ``pe.permutation(S_n) * pe.trivial(S_n, 3)``, a vector ``pe.vector(group)``, tokens ``pe.sequence(group, L)``.
+    :raises LayerError: for a layer it cannot read, channels that ``len(group)`` does not divide, or outputs that move
+        otherwise than ``outputs`` says.
 
     >>> import torch, pyro_equivariance as pe
     >>> net = torch.nn.Sequential(
@@ -51,29 +68,69 @@ def network_symmetry(
     >>> sym.check(net) < 1e-12
     True
     """
-    check_option("hidden", hidden, HIDDEN)
-    walk = _walk(net, group, input_shape, hidden, outputs, sites or {}, features or {})
-    inputs = image(group, input_shape)
+    check_hidden(group, hidden)
+    inputs = _inputs(group, input_shape, inputs)
+    walk = _walk(net, inputs, hidden, outputs, sites or {}, features or {})
+    _check_outputs(walk.end, outputs)
     return Symmetry(group, walk.sites, inputs=inputs, outputs=outputs, features=walk.features)
 
 
-def widen_network(net: nn.Module, group: Group, input_shape, outputs: Representation | None = None) -> nn.Module:
+def widen_network(
+    net: nn.Module,
+    group: Group,
+    input_shape,
+    outputs: Representation | None = None,
+    inputs: Representation | None = None,
+) -> nn.Module:
     """The same network with ``len(group)`` times the hidden channels and fresh parameters.
 
-    :raises LayerError: if there is no hidden layer to widen.
+    :raises LayerError: if there is no hidden layer to widen, or a layer that cannot be.
     """
-    walk = _walk(net, group, input_shape, "trivial", outputs, {}, {})
-    if len(walk.layers) < 2:
+    inputs = _inputs(group, input_shape, inputs)
+    walk = _walk(net, inputs, "trivial", outputs, {}, {})
+    if not walk.reader.last or set(walk.layers) <= walk.reader.last:
         raise LayerError("Expected a network with a hidden layer to expand; got one layer with parameters or none.")
-    big = copy.deepcopy(net)
+    if bare := [site for site in walk.sites if site.rpartition(".")[0] not in walk.layers]:
+        raise LayerError(f"Expected parameters of layers that can be expanded; {bare[0]!r} stands by itself.")
+    order, big = len(group), copy.deepcopy(net)
     for name, before_is_hidden in walk.layers.items():
-        inputs = len(group) if before_is_hidden else 1
-        outputs_factor = 1 if name == walk.reader.last else len(group)
-        small, wide = big.get_submodule(name), widened(net.get_submodule(name), inputs, outputs_factor)
+        factor = order if before_is_hidden else 1
+        small, wide = (
+            big.get_submodule(name),
+            widened(net.get_submodule(name), factor, 1 if name in walk.reader.last else order),
+        )
         for alias in [n for n, module in big.named_modules(remove_duplicate=False) if module is small]:
             parent, _, leaf = alias.rpartition(".")
             setattr(big.get_submodule(parent), leaf, wide)
+    _check_runs(big, inputs)
     return big
+
+
+@torch.no_grad()
+def _check_runs(big: nn.Module, inputs: Representation) -> None:
+    like = next(big.parameters())
+    try:
+        copy.deepcopy(big).eval()(like.new_zeros(1, *inputs.event_shape))
+    except RuntimeError as error:
+        raise LayerError(
+            f"Expected a network whose layers fit once their channels are repeated; {str(error).splitlines()[0]} "
+            f"A shortcut from the input needs a convolution or linear layer of its own."
+        ) from error
+
+
+def _inputs(group: Group, input_shape, inputs: Representation | None) -> Representation:
+    """How one input moves: as given, or by the grid of its shape."""
+    shape = torch.Size(input_shape)
+    if inputs is not None and (inputs.event_shape != shape or inputs.group != group):
+        raise SymmetryError(f"Expected inputs= of {group} on the input_shape {tuple(shape)}; got {inputs!r} of "
+                            f"{inputs.group} on {tuple(inputs.event_shape)}.")  # fmt: skip
+    if inputs is not None:
+        return inputs
+    if len(shape) < 2:
+        raise SymmetryError(
+            f"Expected inputs= for inputs of shape {tuple(shape)}: how the group moves them, such as pe.vector(group)."
+        )
+    return trivial(group, shape[:1]) * grid(group, shape[1:])
 
 
 class _Walk(fx.Interpreter):
@@ -86,19 +143,30 @@ class _Walk(fx.Interpreter):
         self.sites: dict[str, Representation] = {}
         self.features: dict[str, Representation] = {}
         self.layers: dict[str, bool] = {}
+        self.end = None
+        self._operations = Operations(lambda parameter, rep: self._add_site(parameter.name, rep))
 
     def call_module(self, target, args, kwargs):
         layer, feature = self.fetch_attr(target), args[0]
         if target in self._given_features:
             moved, own = self._by_hand(target, layer)
         else:
+            self._check_arguments(target, layer, args)
             moved, own = self._rule(target, layer).read(target, layer, feature, self.reader)
         for parameter, rep in own.items():
             self._add_site(f"{target}.{parameter}", rep)
         if own:
             self.layers[target] = feature.hidden
         self.features[target] = moved.representation
-        return moved
+        return (moved, None) if isinstance(layer, nn.MultiheadAttention) else moved
+
+    def get_attr(self, target, args, kwargs):
+        value = self.fetch_attr(target)
+        if not isinstance(value, nn.Parameter):
+            raise LayerError(f"Expected parameters only; the network uses the buffer {target!r}, which nothing moves.")
+        if target in self._given_sites:
+            self.sites[target] = self._given_sites[target]
+        return Parameter(target, value.shape)
 
     def call_function(self, target, args, kwargs):
         return self._call(target, args, kwargs)
@@ -107,13 +175,20 @@ class _Walk(fx.Interpreter):
         return self._call(target, args, kwargs)
 
     def _call(self, target, args, kwargs):
-        name = target if isinstance(target, str) else target.__name__
+        if target in self._operations.table:
+            try:
+                return self._operations.table[target](*args, **kwargs)
+            except (TypeError, AttributeError, IndexError) as error:
+                raise self._unknown(target) from error
         layer = stand_in(target, args[1:], {k: v for k, v in kwargs.items() if k != "inplace"})
         if layer is None or not isinstance(args[0], Feature):
-            raise LayerError(
-                f"Expected a layer that can be read; got the function {name!r}. Use a torch.nn module for it."
-            )
-        return LAYERS[type(layer)].read(name, layer, args[0], self.reader)[0]
+            raise self._unknown(target)
+        return LAYERS[type(layer)].read(_name(target), layer, args[0], self.reader)[0]
+
+    def _unknown(self, target) -> LayerError:
+        return LayerError(
+            f"Expected a layer that can be read; got the function {_name(target)!r}. Use a torch.nn module for it."
+        )
 
     def _rule(self, name: str, layer: nn.Module):
         if type(layer) not in LAYERS:
@@ -123,38 +198,91 @@ class _Walk(fx.Interpreter):
             )
         return LAYERS[type(layer)]
 
+    def _check_arguments(self, name: str, layer: nn.Module, args) -> None:
+        if not isinstance(args[0], Feature):
+            raise LayerError(f"Expected one tensor of features before {name!r}; got {type(args[0]).__name__}.")
+        if len(set(map(id, args))) > 1:
+            raise LayerError(f"Expected self-attention, of one tensor with itself, in {name!r}; got several tensors.")
+
     def _by_hand(self, name: str, layer: nn.Module) -> tuple[Feature, dict[str, Representation]]:
         own = {p: f"{name}.{p}" for p, _ in layer.named_parameters()}
         missing = [site for site in own.values() if site not in self._given_sites]
         if missing:
             raise SymmetryError(f"Expected sites={{{missing[0]!r}: representation}}, since {name!r} is read by hand.")
-        return _as_feature(self._given_features[name]), {p: self._given_sites[site] for p, site in own.items()}
+        moved = Feature(factors_of(self._given_features[name]), depth=1)
+        return moved, {p: self._given_sites[site] for p, site in own.items()}
 
     def _add_site(self, site: str, rep: Representation) -> None:
-        if self.sites.setdefault(site, rep) != rep:
+        known = self.sites.setdefault(site, rep)
+        if known.event_shape != rep.event_shape or not same_action(known, rep):
             raise LayerError(
                 f"Expected one action on the shared parameter {site!r}; it is used where it would need two."
             )
 
 
-def _as_feature(rep: Representation) -> Feature:
-    """A feature from a representation given by hand: images if it is a product of channels and an image."""
-    if isinstance(rep, Product) and len(rep.left.event_shape) == 1 and len(rep.right.event_shape) == 2:
-        return Feature(rep.left, tuple(rep.right.event_shape), hidden=True)
-    return Feature(rep, hidden=True)
-
-
-def _walk(net, group, input_shape, hidden, outputs, sites, features) -> _Walk:
-    shape = torch.Size(input_shape)
-    traced = _trace(net, features)
-    last = [n.target for n in traced.graph.nodes if n.op == "call_module" and _has_parameters(net, n.target)]
-    reader = Reader(group, hidden, outputs, last[-1] if last else "")
+def _walk(net, inputs: Representation, hidden, outputs, sites, features) -> _Walk:
+    alone = type(net) in LAYERS
+    traced = _trace(_alone(net) if alone else net, features)
+    reader = Reader(inputs.group, hidden, outputs, _last_layers(traced, features))
     walk = _Walk(traced, reader, sites, features)
-    channels = trivial(group, shape[:1])
-    image(group, shape)
     with torch.no_grad():
-        walk.run(Feature(channels, tuple(shape[1:])))
+        walk.end = walk.run(Feature(factors_of(inputs)))
+    if alone:
+        walk.sites = {name.removeprefix(f"{ALONE}."): rep for name, rep in walk.sites.items()}
+        walk.features = {}
     return walk
+
+
+def _alone(net: nn.Module) -> nn.Module:
+    """A single layer as a network of one."""
+    wrapped = nn.Sequential()
+    wrapped.add_module(ALONE, net)
+    return wrapped
+
+
+def _last_layers(traced: fx.GraphModule, given) -> frozenset[str]:
+    """The layers whose channels reach the output without another layer that mixes them."""
+    (end,) = (node for node in traced.graph.nodes if node.op == "output")
+    last, seen, waiting = set(), set(), [end]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "call_module" and _mixes(traced.get_submodule(node.target), node.target in given):
+            last.add(node.target)
+        else:
+            waiting += node.all_input_nodes
+    return frozenset(last)
+
+
+def _mixes(layer: nn.Module, by_hand: bool) -> bool:
+    if by_hand or type(layer) not in LAYERS:
+        return next(layer.parameters(), None) is not None
+    return LAYERS[type(layer)].mixes
+
+
+def _check_outputs(end, outputs: Representation | None) -> None:
+    """Raise unless the network's output moves as ``outputs`` says."""
+    if not isinstance(end, Feature):
+        raise LayerError(f"Expected a network that returns one tensor; got {type(end).__name__}.")
+    moved = end.representation
+    wanted = outputs if outputs is not None else trivial(moved.group, moved.event_shape)
+    if moved.event_shape != wanted.event_shape:
+        raise LayerError(
+            f"Expected outputs= on the shape {tuple(moved.event_shape)} of the network's output; got "
+            f"{tuple(wanted.event_shape)}."
+        )
+    if not same_action(moved, wanted):
+        said = "invariant (outputs=None)" if outputs is None else f"moved by {outputs}"
+        raise LayerError(
+            f"Expected an output that is {said}; the network's moves by {moved}. Pass that as outputs=, or pool over "
+            f"the axes that move."
+        )
+
+
+def _name(target) -> str:
+    return target if isinstance(target, str) else target.__name__
 
 
 def _trace(net: nn.Module, given) -> fx.GraphModule:
@@ -179,7 +307,3 @@ class _Tracer(fx.Tracer):
             or type(m) in LAYERS
             or super().is_leaf_module(m, module_qualified_name)
         )
-
-
-def _has_parameters(net: nn.Module, name: str) -> bool:
-    return next(net.get_submodule(name).parameters(), None) is not None

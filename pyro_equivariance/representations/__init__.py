@@ -7,11 +7,13 @@ tensor's own size and tables no longer than an axis.
 
 from .actions import Angle, MatrixRepresentation, SignedPermutation, Trivial
 from .base import DirectSum, Product, Pullback, Representation, Reshaped
-from .builders import angle, image, matrix, permutation, regular, signed_permutation, trivial
+from .builders import angle, matrix, permutation, quotient, regular, signed_permutation, trivial, vector
+from .grids import Grid, grid, image, kernel_of, resized, sequence, volume
 
 __all__ = [
     "Angle",
     "DirectSum",
+    "Grid",
     "MatrixRepresentation",
     "Product",
     "Pullback",
@@ -20,10 +22,17 @@ __all__ = [
     "SignedPermutation",
     "Trivial",
     "angle",
+    "grid",
     "image",
+    "kernel_of",
     "matrix",
     "permutation",
+    "quotient",
     "regular",
+    "resized",
+    "sequence",
     "signed_permutation",
     "trivial",
+    "vector",
+    "volume",
 ]

@@ -253,7 +253,7 @@ class Pullback(Representation):
     """``g ↦ ρ(φ(g))`` along a homomorphism ``φ``: restriction to a subgroup, or one factor of a product."""
 
     def __init__(self, group: Group, base: Representation, homomorphism: Tensor):
-        self.group, self.base, self._map = group, base, homomorphism
+        self.group, self.base, self.homomorphism = group, base, homomorphism
         self.event_shape = base.event_shape
         images = base.group.as_elements(homomorphism)
         for s in group.generators:
@@ -264,17 +264,17 @@ class Pullback(Representation):
     is_monomial = property(lambda self: self.base.is_monomial)
     is_orthogonal = property(lambda self: self.base.is_orthogonal)
     is_linear = property(lambda self: self.base.is_linear)
-    dual = property(lambda self: Pullback(self.group, self.base.dual, self._map))
+    dual = property(lambda self: Pullback(self.group, self.base.dual, self.homomorphism))
 
     def _act(self, g, x, dim=-1):
-        moved = int(self._map[g]) if isinstance(g, int) else self._map.to(g.device)[g]
+        moved = int(self.homomorphism[g]) if isinstance(g, int) else self.homomorphism.to(g.device)[g]
         return self.base._act(moved, x, dim)
 
     def _modulus(self, power):
-        return Pullback(self.group, self.base._modulus(power), self._map)
+        return Pullback(self.group, self.base._modulus(power), self.homomorphism)
 
     def _key(self):
-        return (self.base, as_values(self._map))
+        return (self.base, as_values(self.homomorphism))
 
     def __repr__(self):
         return f"{self.base} under {self.group}"

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SymmetryError
-from ..groups import CyclicGroup, DihedralGroup, Group, Subgroup
+from ..groups import CyclicGroup, DihedralGroup, Group, OctahedralGroup, SignGroup, Subgroup
 from .actions import Angle, MatrixRepresentation, SignedPermutation, Trivial
-from .base import Representation, Reshaped, as_shape
+from .base import Representation
 
 
 def trivial(group: Group, shape) -> Representation:
@@ -103,45 +103,63 @@ def angle(group: Group, shifts, reflections=None) -> Representation:
     return _checked(Angle(group, shifts, reflections), torch.tensor([0.3, 1.9, -2.5]), wrap=2 * math.pi)
 
 
-def image(group: Group, shape) -> Representation:
-    """Rotations by 90° (counter-clockwise) and left-right mirrors of the last two axes.
+def quotient(group: Group, generators, copies: int = 1) -> Representation:
+    """The cosets ``gH`` of a subgroup permuted, in ``copies`` blocked copies: ``h`` moves ``gH`` to ``hgH``.
 
-    :param Group group: cyclic of order 1, 2 or 4, dihedral of 1, 2 or 4 rotations, or a subgroup of these;
-        ``s·r^k`` turns first, then mirrors.
-    :param shape: ``(..., height, width)``; axes before the last two are not moved. Rotations by 90° need
-        ``height == width``.
-    :raises SymmetryError: for another group or an image that is not square.
+    With all of the group as ``H`` this is trivial, with the identity alone it is :func:`regular`.
+
+    :param generators: of the subgroup ``H``, as indices or as names.
+    :param int copies: channels per coset.
 
     >>> import pyro_equivariance as pe
-    >>> pe.image(pe.DihedralGroup(4), (3, 28, 28)).event_shape
-    torch.Size([3, 28, 28])
+    >>> pe.quotient(pe.DihedralGroup(4), ["s"])  # four channels that turn like those of CyclicGroup(4)
+    quotient(4)
     """
-    shape = as_shape(shape)
+    inner = group._generated([group.index(g) for g in generators])
+    cosets = group.compose(group.elements[:, None], inner).amin(1)  # each coset by its smallest element
+    firsts = cosets.unique()
+    moved = torch.searchsorted(firsts, cosets[group.compose(group.elements[:, None], firsts)])
+    blocks = moved[:, :, None] * copies + torch.arange(copies)
+    return SignedPermutation(group, blocks.reshape(len(group), -1), label="quotient")
+
+
+def vector(group: Group) -> Representation:
+    """How the group moves a vector: the rotations and reflections that define it, along one axis.
+
+    ``CyclicGroup(n)`` turns ``(x, y)`` counter-clockwise, ``DihedralGroup(n)`` also mirrors ``x``, as :func:`image`
+    does (``y`` points up); ``OctahedralGroup`` moves the three coordinates of :func:`volume`; ``SignGroup`` flips a
+    number. Where the entries are 0 and ±1 it is a signed permutation, which keeps mean-field families.
+
+    :raises SymmetryError: for a group that has no vectors of its own.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> pe.vector(pe.CyclicGroup(4)).act(1, torch.tensor([1.0, 2.0])).tolist()
+    [-2.0, 1.0]
+    """
     if isinstance(group, Subgroup):
-        return image(group.parent, shape).pullback(group, group.inclusion)
-    if not isinstance(group, (CyclicGroup, DihedralGroup)) or group.n not in (1, 2, 4):
-        raise SymmetryError(
-            f"Expected a group of 90° rotations and mirrors for images, such as CyclicGroup(4) or DihedralGroup(4); "
-            f"got {group}."
-        )
-    if len(shape) < 2 or (group.n == 4 and shape[-1] != shape[-2]):
-        raise SymmetryError(
-            f"Expected images that are square, (..., n, n), for the rotations of {group}; got {tuple(shape)}. "
-            f"Pad or crop them, or use a group without 90° turns (CyclicGroup(2), DihedralGroup(2))."
-        )
-    pixels = SignedPermutation(group, _pixel_permutations(group, *shape[-2:]))
-    rep = Reshaped(pixels, shape[-2:], label="image")
-    return trivial(group, shape[:-2]) * rep if len(shape) > 2 else rep
+        return vector(group.parent).pullback(group, group.inclusion)
+    matrices = _defining_matrices(group)
+    if not torch.equal(matrices, matrices.round()):
+        return matrix(group, matrices)
+    targets = matrices.abs().argmax(-2)
+    signs = matrices.gather(-2, targets[:, None, :])[:, 0]
+    return signed_permutation(group, targets, signs)
 
 
-def _pixel_permutations(group: Group, height: int, width: int) -> Tensor:
-    pixels = torch.arange(height * width).reshape(height, width)
-    sources = []
-    for g in range(len(group)):
-        flip, turn = divmod(g, group.n)
-        moved = pixels.rot90(turn * (4 // group.n) if group.n > 1 else 0, (0, 1))
-        sources.append((moved.flip(1) if flip else moved).reshape(-1))
-    return torch.stack(sources).argsort(-1)
+def _defining_matrices(group: Group) -> Tensor:
+    """Shape ``(order, d, d)``, entries that are integers up to rounding being exact."""
+    if isinstance(group, OctahedralGroup):
+        return group.matrices
+    if isinstance(group, SignGroup):
+        return torch.tensor([[[1.0]], [[-1.0]]], dtype=torch.float64)
+    if not isinstance(group, (CyclicGroup, DihedralGroup)):
+        raise SymmetryError(
+            f"Expected a cyclic, dihedral, octahedral or sign group for vectors; got {group}. Use pe.matrix."
+        )
+    angles = (group.elements % group.n).double() * (2 * math.pi / group.n)
+    turns = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], -1).reshape(-1, 2, 2)
+    turns[group.elements >= group.n, 0] *= -1.0
+    return torch.where((turns - turns.round()).abs() < 1e-6, turns.round(), turns)
 
 
 def _permutation_table(group: Group, permutations) -> Tensor:
