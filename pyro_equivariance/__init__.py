@@ -14,6 +14,7 @@ from .groups import (
     PermutationGroup,
     ProductGroup,
     SignGroup,
+    SpecialOrthogonal,
     SymmetricGroup,
 )
 from .guides import AutoMeanFieldNormal, AutoSymmetricNormal, FractionOfPrior
@@ -35,7 +36,7 @@ from .representations import (
 )
 from .symmetrize import average
 from .symmetry import Symmetry
-from .training import FitResult, SymmetrizeAt, fit
+from .training import ExpandAt, FitResult, SymmetrizeAt, fit
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ __all__ = [
     "CyclicGroup",
     "DataError",
     "DihedralGroup",
+    "ExpandAt",
     "FanIn",
     "FitResult",
     "FractionOfPrior",
@@ -72,6 +74,7 @@ __all__ = [
     "Representation",
     "Residual",
     "SignGroup",
+    "SpecialOrthogonal",
     "SymmetricGroup",
     "Symmetry",
     "SymmetrizeAt",

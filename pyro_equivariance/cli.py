@@ -7,8 +7,7 @@ from dataclasses import fields
 
 from . import __version__
 from .errors import SymmetryError
-from .experiments.base import GROUPS, Config
-from .handlers import CONVENTIONS
+from .experiments.base import COUNTING, GROUPS, PRIORS, Config
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,7 +24,11 @@ def parser() -> argparse.ArgumentParser:
     )
     default = Config()
     add = sub.add_argument
-    add("--data", default=default.data, help="digits, a folder with IDX files, or a .npz with images and labels")
+    add(
+        "--data",
+        default=default.data,
+        help="digits, mnist or fashion-mnist (downloaded), a folder with IDX files, or a .npz with images and labels",
+    )
     add("--group", default=default.group, help=f"one of {', '.join(GROUPS)}")
     add("--methods", default=default.methods, type=_words, help="names separated by commas, or all")
     add("--train-size", default=default.train_size, type=int, help="training images")
@@ -35,9 +38,10 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", default=default.batch_size, type=int, help="images in a minibatch")
     add("--seeds", default=default.seeds, type=_integers, help="numbers separated by commas")
     add("--kl-weight", default=default.kl_weight, type=float, help="weight of the KL, the same for every method")
-    add("--likelihood", default=default.likelihood, help=f"how moved copies count: {' or '.join(CONVENTIONS)}")
+    add("--likelihood", default=default.likelihood, help=f"how moved copies count: {' or '.join(COUNTING)}")
     add("--learning-rate", default=default.learning_rate, type=float, help="Adam's, with a cosine decay")
     add("--width", default=default.width, type=int, help="channels of the first layer")
+    add("--prior", default=default.prior, help=f"scales of the prior, one per site: {' or '.join(PRIORS)}")
     add("--prior-gain", default=default.prior_gain, type=float, help="weights ~ N(0, gain² / fan-in)")
     add("--prior-bias", default=default.prior_bias, type=float, help="biases ~ N(0, bias²)")
     add("--init-scale", default=default.init_scale, type=float, help="initial scale, as a fraction of the prior's")

@@ -16,7 +16,8 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
-from .errors import LayerError, SymmetryError, check_option
+from .distributions import OrbitPredictive
+from .errors import LayerError, OptionError, SymmetryError, check_option
 from .networks.bayesian import BayesianNetwork, NetworkModel
 from .networks.expanded import SiteExpansion
 from .networks.tracing import network_symmetry, widen_network
@@ -24,7 +25,7 @@ from .symmetrize import RULES, average_site
 from .symmetry import Symmetry
 
 ORBITS = ("full", "random")
-CONVENTIONS = ("mean", "sum")
+CONVENTIONS = ("mean", "sum", "predictive")
 AUXILIARY = "_unconstrained"
 BASE = "_base"
 
@@ -73,20 +74,28 @@ class AugmentMessenger(Messenger):
         super().__init__()
         check_option("orbit", orbit, ORBITS)
         check_option("likelihood", likelihood, CONVENTIONS)
+        if likelihood == "predictive" and orbit != "full":
+            raise OptionError(
+                "Expected orbit='full' with likelihood='predictive': the logarithm of a mean over random elements is "
+                "biased. Use orbit='full', or likelihood='mean'."
+            )
+        if orbit == "full" and not symmetry.group.is_finite:
+            len(symmetry.group)  # raises, naming finite subgroups
         self.symmetry, self.orbit, self.likelihood = symmetry, orbit, likelihood
         self._copies = 0
         self._subsampled: set[str] = set()
+        self._observed: set[str] = set()
 
     def __call__(self, fn: Callable) -> Callable:
         @functools.wraps(fn, updated=())
         def augmented(x, *args, **kwargs):
             g = self._elements(len(x))
-            x = _flat(self.symmetry.act_inputs(g, x), g.ndim)
+            x = self._flat(self.symmetry.act_inputs(g, x))
             if args and args[0] is not None:
                 args = (self._moved_outputs(g, args[0]), *args[1:])
             elif kwargs.get("y") is not None:
                 kwargs = {**kwargs, "y": self._moved_outputs(g, kwargs["y"])}
-            self._copies, self._subsampled = len(x), set()
+            self._copies, self._subsampled, self._observed = len(x), set(), set()
             try:
                 with self:
                     return fn(x, *args, **kwargs)
@@ -108,22 +117,38 @@ class AugmentMessenger(Messenger):
         return group.elements[:, None] if self.orbit == "full" else group.sample((batch,))
 
     def _moved_outputs(self, g, y):
-        return _flat(self.symmetry.act_outputs(g, y), g.ndim)
+        return self._flat(self.symmetry.act_outputs(g, y))
+
+    def _flat(self, moved: torch.Tensor) -> torch.Tensor:
+        """The axis of elements and the batch axis as one, where there are two."""
+        return moved.flatten(0, 1) if self.orbit == "full" else moved
 
     def _pyro_sample(self, msg) -> None:
         if isinstance(msg["fn"], _Subsample):
             if msg["value"] is not None or msg["fn"].subsample_size is not None:
                 self._subsampled.add(msg["name"])
         elif msg["is_observed"] and not msg["infer"].get("_deterministic"):
+            if self.likelihood == "predictive":
+                msg["fn"] = self._together(msg)
             msg["scale"] = msg["scale"] * self._weight(msg)
+
+    def _together(self, msg) -> OrbitPredictive:
+        self._observed.add(msg["name"])
+        shape = msg["fn"].batch_shape
+        if len(self._observed) > 1 or not shape or shape[-1] != self._copies:
+            raise SymmetryError(
+                f"Expected one observation site with a log density for each of the {self._copies} moved copies, for "
+                f"likelihood='predictive'; got {', '.join(map(repr, sorted(self._observed)))} of batch shape "
+                f"{tuple(shape)}. Use to_event on its other axes, or likelihood='mean'."
+            )
+        return OrbitPredictive(msg["fn"], len(self.symmetry.group))
 
     def _weight(self, msg) -> float:
         """What the likelihood must be multiplied by, beyond the scale that the model's plates give it."""
-        order = len(self.symmetry.group)
-        total = order if self.likelihood == "sum" else 1.0
+        total = len(self.symmetry.group) if self.likelihood == "sum" else 1.0
         if self.orbit == "random" or self._counts_copies(msg):
             return total
-        return total / order
+        return total / len(self.symmetry.group)
 
     def _counts_copies(self, msg) -> bool:
         """Whether a subsampling plate has divided by the number of moved copies already."""
@@ -219,12 +244,19 @@ def augment(
     - ``orbit="full"``: ``(1/|G|) Σ_g log p(ρ_Y(g) y | ρ_X(g) x, θ)``, the batch being ``|G|`` times as long;
     - ``orbit="random"``: one uniform ``g`` per example, an unbiased estimate of it.
 
-    ``likelihood="mean"`` is this; ``"sum"`` counts each moved copy as a datum, ``|G|`` times as much.
+    ``likelihood="mean"`` is this; ``"sum"`` counts each moved copy as a datum, ``|G|`` times as much. Their posteriors
+    differ. ``likelihood="predictive"`` takes the mean inside, ``log (1/|G|) Σ_g p(ρ_Y(g) y | ρ_X(g) x, θ)``: the
+    likelihood of the model whose prediction is the mean over the orbit (``pe.predict(..., symmetry=)`` takes it too).
+    It needs the full orbit.
 
     :param fn: a model whose first argument is ``x`` ``(B, *inputs.event_shape)`` and whose second, or keyword
         ``y``, is the observation ``(B, ...)``; left out, a decorator is returned (no context manager: the
         arguments are what it changes).
-    :raises SymmetryError: without ``symmetry.inputs``, or if a subsampling plate does not span the moved copies.
+    :param str orbit: ``"full"`` or ``"random"``.
+    :param str likelihood: ``"mean"``, ``"sum"`` or ``"predictive"``.
+    :raises OptionError: for ``"predictive"`` with a random orbit, which would be biased (Jensen).
+    :raises SymmetryError: without ``symmetry.inputs``, if a subsampling plate does not span the moved copies, or for a
+        full orbit of a continuous group.
 
     >>> import torch, pyro_equivariance as pe
     >>> G = pe.CyclicGroup(4)
@@ -316,14 +348,9 @@ def _check_expansions(expansions: dict[str, SiteExpansion], large: Symmetry, arr
         if any((m - expanded).abs().max() > 1e-4 for m in moved):
             raise LayerError(
                 f"Expected a site that arrangement={arrangement!r} makes equivariant; {name!r} is not: its channels "
-                f"are not whole blocks (after a concatenation or a Flatten of tokens), or row_rolled ends in a layer that "
-                f"sees places. Pool before it, or use hidden='regular' with pe.AutoSymmetricNormal."
+                f"are not whole blocks (after a concatenation or a Flatten of tokens), or row_rolled ends in a layer "
+                f"that sees places. Pool before it, or use hidden='regular' with pe.AutoSymmetricNormal."
             )
-
-
-def _flat(moved: torch.Tensor, axes: int) -> torch.Tensor:
-    """The element axis and the batch axis as one."""
-    return moved.flatten(0, 1) if axes == 2 else moved
 
 
 def _needed(symmetry: Symmetry | None) -> Symmetry:

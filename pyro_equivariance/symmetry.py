@@ -105,7 +105,8 @@ class Symmetry:
         """
         g = self.group.as_elements(g)
         if self.outputs is None:
-            return y.expand(torch.broadcast_shapes(g.shape, y.shape[:1]) + y.shape[1:])
+            batch = g.shape[: g.ndim - self.group.element_dims]
+            return y.expand(torch.broadcast_shapes(batch, y.shape[:1]) + y.shape[1:])
         if y.is_floating_point():
             return self.outputs.act(g, y)
         return self._moved_labels(g, y)
@@ -132,6 +133,7 @@ class Symmetry:
         :raises LayerError: naming the first layer whose output does not move as ``features`` says.
         :raises SymmetryError: if a parameter has no representation, or one of the wrong shape.
         """
+        self._need_inputs()._need_exact("a check of the network")
         generator = torch.Generator().manual_seed(seed)
         net = copy.deepcopy(net).double().eval()
         elements = self._some_elements(generator)
@@ -152,6 +154,8 @@ class Symmetry:
 
     def _some_elements(self, generator: torch.Generator) -> list[int]:
         """All of the group, or of a large one its generators and as many others at random."""
+        if not self.group.is_finite:
+            return list(self.group.sample((CHECK_ALL,)))
         if len(self.group) <= CHECK_ALL:
             return list(range(len(self.group)))
         others = torch.randint(len(self.group), (CHECK_ALL,), generator=generator)
@@ -166,8 +170,9 @@ class Symmetry:
             gap = float((after - expected).abs().max() / before.abs().max().clamp_min(1e-30))
         if not gap <= CHECK_TOLERANCE:  # NaN is off as well
             where = f"layer {name!r}" if name else "the network's output"
+            element = repr(self.group.names[g]) if self.group.is_finite else "a random element"
             raise LayerError(
-                f"Expected {where} to move with the symmetry; under {self.group.names[g]!r} it is off by {gap:.1e} "
+                f"Expected {where} to move with the symmetry; under {element} it is off by {gap:.1e} "
                 f"of its size. Odd sizes before a pooling and strides break rotations: resize, or change the layer."
             )
         return gap

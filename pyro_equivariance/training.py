@@ -4,6 +4,7 @@ import inspect
 import math
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,10 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .errors import DataError, OptionError
-from .expansion import symmetrize_
+from .expansion import expand, symmetrize_
 from .handlers import ExpandedNetwork
 from .networks.bayesian import BayesianNetwork
-from .prediction import log_predictive
+from .prediction import log_predictive, predict
 from .symmetry import Symmetry
 
 
@@ -29,14 +30,17 @@ from .symmetry import Symmetry
 class FitResult:
     """What :func:`fit` returns.
 
-    ``history`` has one entry per epoch under ``"loss"`` (the mean over minibatches of −ELBO / N, nats per datum),
-    ``"kl_weight"`` and ``"validation"`` (negative log predictive density per datum, ``nan`` where not evaluated).
+    ``guide`` and ``model`` are those trained at the end (see :class:`ExpandAt`), the model augmented or not, as it was
+    given. ``history`` has one entry per epoch under ``"loss"`` (the mean over minibatches of −ELBO / N, nats per
+    datum), ``"kl_weight"`` and ``"validation"`` (negative log predictive density per datum, ``nan`` where not
+    evaluated).
     """
 
     guide: Callable
     history: dict[str, list[float]]
     best_epoch: int
     seconds: float
+    model: Callable | None = None
 
 
 @dataclass
@@ -45,13 +49,33 @@ class Training:
 
     model: Callable
     guide: Callable
-    optimizer: object
-    epoch: int = 0
-    parameters: list[Tensor] = field(default_factory=list)
+    loss: ELBO
+    make_optimizer: object = None
+    make_scheduler: Callable | None = None
+    data: tuple[Tensor, ...] = ()
     example: tuple[Tensor, ...] = ()
+    epoch: int = 0
+    optimizer: object = None
+    scheduler: object = None
+    parameters: list[Tensor] = field(default_factory=list)
+    fired: list[object] = field(default_factory=list)
     best: list[Tensor] | None = None
     best_score: float = float("inf")
     best_epoch: int = -1
+
+    def start(self, model: Callable, guide: Callable) -> None:
+        """Train this model and guide from here on, with an optimizer of their own."""
+        self.model, self.guide = model, guide
+        self.parameters = _capture_parameters(model, guide, self.loss, self.example)
+        self.optimizer = _build(self.make_optimizer, self.parameters)
+        self.scheduler = self.make_scheduler(self.optimizer) if self.make_scheduler else None
+        self.forget_best()
+
+    def accuracy(self, draws: int = 10) -> float:
+        """The fraction of the training data whose most probable class is right, not augmented."""
+        x, y = self.data[:2]
+        probs = predict(inspect.unwrap(self.model), self.guide, x, draws).mean(0)
+        return float((probs.argmax(-1) == y).double().mean())
 
     def keep_if_best(self, score: float) -> None:
         """Remember the parameters if their validation score is the lowest so far."""
@@ -75,22 +99,92 @@ class Training:
 
 
 @dataclass(frozen=True)
-class SymmetrizeAt:
-    """Callback: symmetrize the guide once, at the start of an epoch, and clear the optimizer's state.
+class Trigger(ABC):
+    """A callback that acts once: at the start of an epoch, or of the first one that a training accuracy is reached by.
 
-    :param int epoch: 0 is right after the start.
-    :param Symmetry symmetry: a representation for every latent site.
-    :param str rule: see :func:`~pyro_equivariance.average`.
+    To implement one: :meth:`act`.
+
+    :param epoch: 0 is right after the start; ``None`` with ``accuracy`` alone.
+    :param accuracy: fires as soon as the posterior predictive (10 draws) is right on this fraction of the training
+        data; with an epoch as well, whichever comes first.
     """
 
-    epoch: int
-    symmetry: Symmetry
-    rule: str = "geometric"
+    epoch: int | None
+
+    @abstractmethod
+    def act(self, training: Training) -> None: ...
 
     def __call__(self, training: Training) -> None:
-        if training.epoch == self.epoch:
-            symmetrize_(training.guide, self.symmetry, self.rule, training.optimizer, training.example)
+        if not any(self is other for other in training.fired) and self._is_due(training):
+            training.fired.append(self)
+            self.act(training)
             training.forget_best()
+
+    def _is_due(self, training: Training) -> bool:
+        if self.epoch is not None and training.epoch >= self.epoch:
+            return True
+        return self.accuracy is not None and training.accuracy() >= self.accuracy
+
+    def check(self, epochs: int) -> None:
+        """Raise unless it can fire within so many epochs."""
+        if self.accuracy is None and (self.epoch is None or not 0 <= self.epoch < epochs):
+            raise OptionError(
+                f"Expected {type(self).__name__} to name an epoch from 0 to {epochs - 1}, or an accuracy; got "
+                f"epoch={self.epoch}."
+            )
+        if self.accuracy is not None and not 0 <= self.accuracy <= 1:
+            raise OptionError(f"Expected an accuracy between 0 and 1; got {self.accuracy}.")
+
+
+@dataclass(frozen=True)
+class SymmetrizeAt(Trigger):
+    """Callback: symmetrize the guide once and clear the optimizer's state.
+
+    :param epoch: at the start of which epoch; 0 is right after the start. ``None`` with ``accuracy`` alone.
+    :param Symmetry symmetry: a representation for every latent site.
+    :param str rule: see :func:`~pyro_equivariance.average`.
+    :param accuracy: fires as soon as the posterior predictive (10 draws) is right on this fraction of the training
+        data; with an epoch as well, whichever comes first.
+    """
+
+    symmetry: Symmetry
+    rule: str = "geometric"
+    accuracy: float | None = None
+
+    def act(self, training: Training) -> None:
+        symmetrize_(training.guide, self.symmetry, self.rule, training.optimizer, training.example)
+
+
+@dataclass(frozen=True)
+class ExpandAt(Trigger):
+    """Callback: :func:`~pyro_equivariance.expand` the network once, and train the large one from there on.
+
+    The optimizer and the scheduler start afresh; :class:`FitResult` holds the large model and guide.
+
+    :param epoch: at the start of which epoch. ``None`` with ``accuracy`` alone.
+    :param Symmetry symmetry: the small network's, ``hidden="trivial"``.
+    :param str arrangement: see :func:`~pyro_equivariance.expand`.
+    :param tie: likewise.
+    :param around: what is done to the large model and its symmetry before it is trained, such as
+        ``pe.handlers.augment``; needed if the small model was augmented.
+    :param accuracy: as in :class:`SymmetrizeAt`.
+    """
+
+    symmetry: Symmetry
+    arrangement: str = "gcnn"
+    tie: str | None = None
+    around: Callable | None = None
+    accuracy: float | None = None
+
+    def act(self, training: Training) -> None:
+        small = inspect.unwrap(training.model)
+        if small is not training.model and self.around is None:
+            raise OptionError(
+                "Expected around= to say how the large model is augmented, since the small one is; for example "
+                "around=pe.handlers.augment."
+            )
+        model, guide, symmetry = expand(small, training.guide, self.symmetry, self.arrangement, self.tie)
+        training.start(self.around(model, symmetry) if self.around else model, guide)
 
 
 class TemperMessenger(Messenger):
@@ -160,13 +254,15 @@ def fit(
         raise OptionError(f"Expected batch_size to be at least 1, or None for all data; got {batch_size}.")
     batch_size = min(batch_size or count, count)
     _check(model, data, validation, batch_size, epochs, kl_weight, kl_warmup, validate_every)
+    triggers = [callback for callback in callbacks if isinstance(callback, Trigger)]
+    for trigger in triggers:
+        trigger.check(epochs)
     pyro.set_rng_seed(seed)
     order = torch.Generator().manual_seed(seed)
     loss = loss or TraceMeanField_ELBO()
     example = tuple(t[:batch_size] for t in data)
-    parameters = _capture_parameters(model, guide, loss, example)
-    training = Training(model, guide, _build(optimizer, parameters), parameters=parameters, example=example)
-    schedule = scheduler(training.optimizer) if scheduler else None
+    training = Training(model, guide, loss, optimizer, scheduler, data, example)
+    training.start(model, guide)
     history = {"loss": [], "kl_weight": [], "validation": []}
     start = time.perf_counter()
     bar = tqdm(range(epochs), disable=not progress, unit="epoch", leave=False)
@@ -184,15 +280,18 @@ def fit(
             )
         score = float("nan")
         if validation and epoch >= kl_warmup and ((epoch + 1) % validate_every == 0 or epoch == epochs - 1):
-            score = negative_log_predictive(model, guide, validation, validation_draws)
+            score = negative_log_predictive(training.model, training.guide, validation, validation_draws)
             training.keep_if_best(score)
         history["validation"].append(score)
         bar.set_postfix(loss=f"{history['loss'][-1]:.4f}", refresh=False)
-        if schedule:
-            schedule.step()
+        if training.scheduler:
+            training.scheduler.step()
+    for trigger in (c for c in triggers if not any(c is other for other in training.fired)):
+        warnings.warn(f"{type(trigger).__name__} did not fire: the training accuracy stayed below "
+                      f"{trigger.accuracy}. Lower it, or give an epoch as well.", stacklevel=2)  # fmt: skip
     training.restore_best()
     best = training.best_epoch if training.best is not None else epochs - 1
-    return FitResult(guide, history, best, time.perf_counter() - start)
+    return FitResult(training.guide, history, best, time.perf_counter() - start, training.model)
 
 
 def negative_log_predictive(model: Callable, guide: Callable, data: tuple[Tensor, ...], draws: int) -> float:

@@ -17,7 +17,7 @@ RANKS = {
     "groups": 1,
     "representations": 2,
     "symmetry": 3, "families": 3,
-    "networks": 4, "metrics": 4, "data": 4,
+    "distributions": 4, "networks": 4, "metrics": 4, "data": 4,
     "symmetrize": 5,
     "handlers": 6,
     "guides": 7,
@@ -32,9 +32,9 @@ RANKS = {
 # Siblings that are imported besides `base`; a package's own __init__ gathers all of its modules.
 SIBLINGS = {
     "groups/continuous.py": {"rotations"},
-    "representations/builders.py": {"actions"},
+    "representations/builders.py": {"actions", "continuous"},
     "representations/continuous.py": {"actions"},
-    "representations/grids.py": {"actions"},
+    "representations/grids.py": {"actions", "continuous"},
     "networks/bayesian.py": {"likelihoods", "priors"},
     "networks/priors.py": {"layers"},
     "networks/tracing.py": {"layers", "operations"},

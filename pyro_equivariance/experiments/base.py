@@ -12,8 +12,7 @@ from ..data import ImageData, Splits, load, split
 from ..errors import DataError, OptionError, check_option
 from ..groups import CyclicGroup, DihedralGroup, Group
 from ..guides import FractionOfPrior
-from ..handlers import CONVENTIONS
-from ..networks import BayesianNetwork, FanIn, network_symmetry
+from ..networks import BayesianNetwork, FanIn, LearnedScale, network_symmetry
 from ..symmetry import Symmetry
 
 GROUPS = {
@@ -23,6 +22,9 @@ GROUPS = {
     "d4": partial(DihedralGroup, 4),
 }
 
+PRIORS = ("fan_in", "learned")
+COUNTING = ("mean", "sum")  # the third convention, "predictive", needs the full orbit at every step
+
 
 @dataclass(frozen=True)
 class Config:
@@ -30,7 +32,9 @@ class Config:
 
     Sizes are numbers of images; ``test_size=0`` takes all that is left, at most 1,000. ``width`` is the number of
     channels of the first layer, in ``len(group)`` blocks where they move. ``prior_gain`` and ``prior_bias`` are those
-    of :class:`~pyro_equivariance.FanIn`, ``init_scale`` the fraction of the prior's scale that guides start with.
+    of :class:`~pyro_equivariance.FanIn`, from which ``prior="learned"`` starts
+    (:class:`~pyro_equivariance.LearnedScale`); ``init_scale`` is the fraction of the prior's scale that guides start
+    with.
     """
 
     data: str = "digits"
@@ -46,6 +50,7 @@ class Config:
     likelihood: str = "mean"
     learning_rate: float = 0.01
     width: int = 32
+    prior: str = "fan_in"
     prior_gain: float = 3.0
     prior_bias: float = 0.1
     init_scale: float = 0.1
@@ -56,7 +61,8 @@ class Config:
 
     def __post_init__(self):
         check_option("group", self.group, GROUPS)
-        check_option("likelihood", self.likelihood, CONVENTIONS)
+        check_option("likelihood", self.likelihood, COUNTING)
+        check_option("prior", self.prior, PRIORS)
         sizes = ("train_size", "validation_size", "batch_size", "width", "threads")
         positive = (*sizes, "kl_weight", "learning_rate", "prior_gain", "prior_bias", "init_scale")
         for name in positive:
@@ -113,7 +119,8 @@ class Problem:
 
     def model(self, net: nn.Module) -> BayesianNetwork:
         """The network's Pyro model, with the prior of the configuration and the size of the training set."""
-        prior = FanIn(self.config.prior_gain, self.config.prior_bias)
+        fixed = FanIn(self.config.prior_gain, self.config.prior_bias)
+        prior = LearnedScale(fixed) if self.config.prior == "learned" else fixed
         return BayesianNetwork(net, prior, size=len(self.splits.train[1])).to(self.config.device)
 
     def symmetry(self, net: nn.Module, hidden: str) -> Symmetry:

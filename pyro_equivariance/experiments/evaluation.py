@@ -1,6 +1,7 @@
 """The numbers of one trained posterior, each with its definition."""
 
 import torch
+from torch import Tensor
 
 from .. import metrics
 from ..guides import AutoDirectNormal
@@ -17,10 +18,15 @@ DEFINITIONS = {
     "accuracy_orbit": "the same over all |G| moved copies of the test images",
     "nll": "negative log predictive probability of the label, nats, mean over all moved copies",
     "ece": "expected calibration error over all moved copies, 15 equal bins of the top probability",
+    "brier": "mean over all moved copies of the squared distance between the class probabilities and the label",
+    "set_size": "mean number of classes in split conformal sets of level 0.9 over all moved copies, calibrated on the "
+    "validation images, the i-th moved by element i mod |G|",
+    "set_coverage": "fraction of these sets that hold the label",
     "defect": "unbiased estimate of mean over x and g of |F(gx) - F(x)|^2, F the mean class probabilities; draws "
     "common to the orbit, g = e included; may be slightly negative",
     "defect_se": "its jackknife standard error over posterior draws",
     "osp": "orbit same prediction: fraction of (x, g), g = e included, with argmax F(gx) = argmax F(x)",
+    "osp_majority": "mean over x of the largest share of the orbit that agrees on a class",
     "symmetric_kl": "KL(F(x)|F(gx)) + KL(F(gx)|F(x)) in nats, mean over x and g other than e",
     "certificate": "a bound on the defect for all inputs; not computed yet",
     "train_seconds": "wall-clock seconds of training, validation included",
@@ -38,6 +44,8 @@ def evaluate(problem: Problem, fitted: Fitted, name: str, seed: int) -> dict:
     draws = orbit_predict(fitted.model, fitted.guide, symmetry, x, problem.config.draws)
     probs = draws.double().mean(0)
     defect = metrics.equivariance_defect(draws)
+    held_out, labels = _validation(problem, fitted, symmetry)
+    sets = metrics.conformal_set_size(_one_pose_each(held_out), labels, probs, y)
     return {
         "method": name,
         "seed": seed,
@@ -45,22 +53,32 @@ def evaluate(problem: Problem, fitted: Fitted, name: str, seed: int) -> dict:
         "accuracy_orbit": float(metrics.accuracy(probs, y)),
         "nll": float(metrics.negative_log_likelihood(probs, y)),
         "ece": float(metrics.calibration_error(probs, y)),
+        "brier": float(metrics.brier_score(probs, y)),
+        "set_size": sets.size,
+        "set_coverage": sets.coverage,
         "defect": defect.value,
         "defect_se": defect.se,
         "osp": float(metrics.orbit_same_prediction(probs)),
+        "osp_majority": float(metrics.orbit_same_prediction(probs, definition="majority")),
         "symmetric_kl": float(metrics.symmetric_kl(probs)),
         "certificate": None,
         "train_seconds": fitted.seconds,
         "parameters": count_parameters(fitted.guide),
-        "validation_nll": _validation_nll(problem, fitted, symmetry),
+        "validation_nll": float(metrics.negative_log_likelihood(held_out, labels)),
         "exact": fitted.exact,
     }
 
 
-def _validation_nll(problem: Problem, fitted: Fitted, symmetry: Symmetry) -> float:
+def _validation(problem: Problem, fitted: Fitted, symmetry: Symmetry) -> tuple[Tensor, Tensor]:
+    """Mean class probabilities over the orbits of the validation images, ``(|G|, N, K)``, and the labels."""
     x, y = problem.splits.validation
-    probs = orbit_predict(fitted.model, fitted.guide, symmetry, x, problem.config.draws).double().mean(0)
-    return float(metrics.negative_log_likelihood(probs, y))
+    return orbit_predict(fitted.model, fitted.guide, symmetry, x, problem.config.draws).double().mean(0), y
+
+
+def _one_pose_each(probs: Tensor) -> Tensor:
+    """From ``(|G|, N, K)`` one moved copy of each image, all poses alike: ``(N, K)``."""
+    images = torch.arange(probs.shape[1], device=probs.device)
+    return probs[images % len(probs), images]
 
 
 def inputs_symmetry(problem: Problem) -> Symmetry:

@@ -35,7 +35,7 @@ def mean(q: Distribution) -> tuple[Tensor, ...]:
 
 def is_closed(q: Distribution, rep: Representation) -> bool:
     """Whether every push-forward ``ρ(g)_# q`` stays in the family of ``q``."""
-    return unwrap(q)[0].is_closed(rep)
+    return not rep.is_approximate and unwrap(q)[0].is_closed(rep)
 
 
 def push_forward(q: Distribution, rep: Representation, g: Tensor | int) -> Distribution:

@@ -72,6 +72,7 @@ def rewrap(q: Distribution, event_dims: int) -> Distribution:
 
 def check_closed(family: Family, q: Distribution, rep: Representation) -> None:
     """Raise unless the action keeps ``q`` in its family and fits its shape."""
+    rep._need_exact("push-forwards and averages")
     shape = q.batch_shape + q.event_shape
     k = len(rep.event_shape)
     if shape[len(shape) - k :] != rep.event_shape or len(shape) < k:

@@ -1,6 +1,7 @@
-"""Finite groups, their elements batched index tensors with the identity at 0."""
+"""Finite groups, their elements batched index tensors with the identity at 0, and groups of rotation matrices."""
 
 from .base import Group, ProductGroup, Subgroup
+from .continuous import SpecialOrthogonal
 from .permutations import PermutationGroup, SymmetricGroup
 from .rotations import CyclicGroup, DihedralGroup, OctahedralGroup, SignGroup
 
@@ -12,6 +13,7 @@ __all__ = [
     "PermutationGroup",
     "ProductGroup",
     "SignGroup",
+    "SpecialOrthogonal",
     "Subgroup",
     "SymmetricGroup",
 ]

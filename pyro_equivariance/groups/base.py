@@ -26,6 +26,9 @@ class Group(ABC):
     - :meth:`_name` of one index, and :meth:`_key`, what tells two groups of the class apart.
     """
 
+    is_finite = True
+    element_dims = 0  # axes of one element: none for an index, two for a matrix
+
     order: int
     generators: tuple[int, ...]
 

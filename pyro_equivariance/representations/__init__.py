@@ -8,6 +8,7 @@ tensor's own size and tables no longer than an axis.
 from .actions import Angle, MatrixRepresentation, SignedPermutation, Trivial
 from .base import DirectSum, Product, Pullback, Representation, Reshaped
 from .builders import angle, matrix, permutation, quotient, regular, signed_permutation, trivial, vector
+from .continuous import homomorphism_error
 from .grids import Grid, grid, image, kernel_of, resized, sequence, volume
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Trivial",
     "angle",
     "grid",
+    "homomorphism_error",
     "image",
     "kernel_of",
     "matrix",

@@ -57,6 +57,11 @@ class Representation(ABC):
         return True
 
     @property
+    def is_approximate(self) -> bool:
+        """Whether ``ρ(g) ρ(h) = ρ(gh)`` holds only nearly, as for images moved by interpolation."""
+        return False
+
+    @property
     def dual(self) -> "Representation":
         """The dual ``g ↦ ρ(g⁻¹)ᵀ``; an orthogonal representation is its own."""
         return self
@@ -87,8 +92,11 @@ class Representation(ABC):
         self.check_shape(x)
         if g.ndim == 0:
             return self._act(int(g), x)
-        batch = torch.broadcast_shapes(g.shape, x.shape[: x.ndim - len(self.event_shape)])
-        return self._act(g.expand(batch), x.expand(*batch, *self.event_shape))
+        shape = g.shape[: g.ndim - self.group.element_dims]
+        batch = torch.broadcast_shapes(shape, x.shape[: x.ndim - len(self.event_shape)])
+        # Not expanded: where one element moves many tensors, they share its tables.
+        g = g.reshape((1,) * (len(batch) - len(shape)) + g.shape)
+        return self._act(g, x.expand(*batch, *self.event_shape))
 
     def orbit(self, x: Tensor) -> Tensor:
         """All moved copies of ``x`` along a new first axis: shape ``(len(group), ..., *event_shape)``."""
@@ -103,6 +111,7 @@ class Representation(ABC):
         """
         self.check_shape(x)
         self._need_linear("a mean over the orbit")
+        self._need_exact("a mean over the orbit")
         for coset in self.group.transversals:
             total = x
             for g in coset[1:]:
@@ -116,7 +125,8 @@ class Representation(ABC):
         g = self.group.as_elements(g)
         n = self.event_shape.numel()
         basis = torch.eye(n, dtype=torch.get_default_dtype()).reshape(n, *self.event_shape)
-        return self.act(g[..., None], basis).reshape(*g.shape, n, n).mT
+        axes = g.ndim - self.group.element_dims
+        return self.act(g.unsqueeze(axes), basis).reshape(*g.shape[:axes], n, n).mT
 
     def reshape(self, shape) -> "Representation":
         """The same action on the event laid out in another shape."""
@@ -138,6 +148,13 @@ class Representation(ABC):
     def _need_linear(self, what: str) -> None:
         if not self.is_linear:
             raise SymmetryError(f"Expected a linear representation for {what}; {self} shifts angles.")
+
+    def _need_exact(self, what: str) -> None:
+        if self.is_approximate:
+            raise SymmetryError(
+                f"Expected an exact representation for {what}; {self} of {self.group} interpolates. Use pe.image with "
+                f"a group of 90° turns, such as CyclicGroup(4), or average a network's outputs instead."
+            )
 
     def __mul__(self, other: "Representation") -> "Representation":
         return Product(self, other)
@@ -164,10 +181,11 @@ class Product(Representation):
     is_monomial = property(lambda self: self.left.is_monomial and self.right.is_monomial)
     is_orthogonal = property(lambda self: self.left.is_orthogonal and self.right.is_orthogonal)
     is_linear = property(lambda self: self.left.is_linear and self.right.is_linear)
+    is_approximate = property(lambda self: self.left.is_approximate or self.right.is_approximate)
     dual = property(lambda self: Product(self.left.dual, self.right.dual))
 
     def _act(self, g, x, dim=-1):
-        lead = g if isinstance(g, int) else g.reshape(*g.shape, *[1] * len(self.left.event_shape))
+        lead = g if isinstance(g, int) else _with_axes(g, self.group, len(self.left.event_shape))
         x = self.right._act(lead, x, dim)
         return self.left._act(g, x, dim - len(self.right.event_shape))
 
@@ -198,6 +216,7 @@ class DirectSum(Representation):
     is_monomial = property(lambda self: self.left.is_monomial and self.right.is_monomial)
     is_orthogonal = property(lambda self: self.left.is_orthogonal and self.right.is_orthogonal)
     is_linear = property(lambda self: self.left.is_linear and self.right.is_linear)
+    is_approximate = property(lambda self: self.left.is_approximate or self.right.is_approximate)
     dual = property(lambda self: DirectSum(self.left.dual, self.right.dual))
 
     def _act(self, g, x, dim=-1):
@@ -231,6 +250,7 @@ class Reshaped(Representation):
     is_monomial = property(lambda self: self.base.is_monomial)
     is_orthogonal = property(lambda self: self.base.is_orthogonal)
     is_linear = property(lambda self: self.base.is_linear)
+    is_approximate = property(lambda self: self.base.is_approximate)
     dual = property(lambda self: Reshaped(self.base.dual, self.event_shape))
 
     def _act(self, g, x, dim=-1):
@@ -264,6 +284,7 @@ class Pullback(Representation):
     is_monomial = property(lambda self: self.base.is_monomial)
     is_orthogonal = property(lambda self: self.base.is_orthogonal)
     is_linear = property(lambda self: self.base.is_linear)
+    is_approximate = property(lambda self: self.base.is_approximate)
     dual = property(lambda self: Pullback(self.group, self.base.dual, self.homomorphism))
 
     def _act(self, g, x, dim=-1):
@@ -283,6 +304,12 @@ class Pullback(Representation):
 def _check_same_group(left: Representation, right: Representation) -> None:
     if left.group != right.group:
         raise SymmetryError(f"Expected representations of one group; got {left.group} and {right.group}.")
+
+
+def _with_axes(g: Tensor, group: Group, count: int) -> Tensor:
+    """``g`` with so many axes of size 1 after its batch, before the axes of the elements themselves."""
+    axes = g.ndim - group.element_dims
+    return g.reshape(g.shape[:axes] + (1,) * count + g.shape[axes:])
 
 
 def as_shape(shape) -> torch.Size:

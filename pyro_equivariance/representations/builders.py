@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ..errors import SymmetryError
-from ..groups import CyclicGroup, DihedralGroup, Group, OctahedralGroup, SignGroup, Subgroup
+from ..groups import CyclicGroup, DihedralGroup, Group, OctahedralGroup, SignGroup, SpecialOrthogonal, Subgroup
 from .actions import Angle, MatrixRepresentation, SignedPermutation, Trivial
 from .base import Representation
+from .continuous import rotation
 
 
 def trivial(group: Group, shape) -> Representation:
@@ -129,6 +130,7 @@ def vector(group: Group) -> Representation:
     ``CyclicGroup(n)`` turns ``(x, y)`` counter-clockwise, ``DihedralGroup(n)`` also mirrors ``x``, as :func:`image`
     does (``y`` points up); ``OctahedralGroup`` moves the three coordinates of :func:`volume`; ``SignGroup`` flips a
     number. Where the entries are 0 and ±1 it is a signed permutation, which keeps mean-field families.
+    ``SpecialOrthogonal(n)`` rotates vectors of ``n`` coordinates.
 
     :raises SymmetryError: for a group that has no vectors of its own.
 
@@ -136,6 +138,8 @@ def vector(group: Group) -> Representation:
     >>> pe.vector(pe.CyclicGroup(4)).act(1, torch.tensor([1.0, 2.0])).tolist()
     [-2.0, 1.0]
     """
+    if isinstance(group, SpecialOrthogonal):
+        return rotation(group)
     if isinstance(group, Subgroup):
         return vector(group.parent).pullback(group, group.inclusion)
     matrices = _defining_matrices(group)

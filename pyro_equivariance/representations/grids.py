@@ -9,6 +9,7 @@ from ..errors import SymmetryError
 from ..groups import CyclicGroup, DihedralGroup, Group, OctahedralGroup, Subgroup
 from .actions import SignedPermutation, Trivial
 from .base import Pullback, Representation, Reshaped, as_shape
+from .continuous import interpolated_image
 
 
 class Grid(Reshaped):
@@ -23,13 +24,18 @@ class Grid(Reshaped):
         super().__init__(SignedPermutation(group, PLACES[kind](group, *shape)), shape, label=kind)
 
 
-def image(group: Group, shape) -> Representation:
-    """Rotations by 90° (counter-clockwise) and left-right mirrors of the last two axes.
+def image(group: Group, shape, interpolation: str | None = None) -> Representation:
+    """Rotations (counter-clockwise) and left-right mirrors of the last two axes.
+
+    Rotations by 90° permute the pixels and are exact. Those by other angles interpolate between pixels, which has to be
+    asked for: the result is marked ``is_approximate``, and averages of distributions refuse it.
 
     :param Group group: cyclic of order 1, 2 or 4, dihedral of 1, 2 or 4 rotations, or a subgroup of these;
-        ``s·r^k`` turns first, then mirrors.
+        ``s·r^k`` turns first, then mirrors. With ``interpolation`` any cyclic or dihedral group, or
+        :class:`~pyro_equivariance.SpecialOrthogonal` of the plane.
     :param shape: ``(..., height, width)``; axes before the last two are not moved. Rotations by 90° need
         ``height == width``.
+    :param interpolation: ``"bilinear"`` or ``"bicubic"``; ``None`` for exact rotations only.
     :raises SymmetryError: for another group or an image that is not square.
 
     >>> import pyro_equivariance as pe
@@ -37,12 +43,14 @@ def image(group: Group, shape) -> Representation:
     torch.Size([3, 28, 28])
     """
     shape = as_shape(shape)
+    if interpolation is not None:
+        return interpolated_image(group, shape, interpolation)
     if isinstance(group, Subgroup):
         return _restricted(image, group, shape, 2)
     if not isinstance(group, (CyclicGroup, DihedralGroup)) or group.n not in (1, 2, 4):
         raise SymmetryError(
             f"Expected a group of 90° rotations and mirrors for images, such as CyclicGroup(4) or DihedralGroup(4); "
-            f"got {group}."
+            f"got {group}. For other angles use pe.image(group, shape, interpolation='bilinear'), which is approximate."
         )
     if len(shape) < 2 or (group.n == 4 and shape[-1] != shape[-2]):
         raise SymmetryError(
