@@ -18,7 +18,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 
 from .distributions import OrbitPredictive
 from .errors import LayerError, OptionError, SymmetryError, check_option
-from .networks.bayesian import BayesianNetwork, NetworkModel
+from .networks.bayesian import BayesianNetwork, NetworkModel, not_a_parameter
 from .networks.expanded import SiteExpansion
 from .networks.tracing import network_symmetry, widen_network
 from .symmetrize import RULES, average_site
@@ -209,8 +209,10 @@ class ExpandedNetwork(NetworkModel):
     def init_loc_fn(self, site: dict) -> torch.Tensor:
         """The small network's own values; the kernels ``V_k`` of a free layer start independent of one another."""
         name = site["name"].removesuffix(BASE)
+        if name not in self.expansions:
+            raise not_a_parameter(name)
         if name == site["name"]:
-            return init_to_feasible(site)
+            return init_to_feasible(site)  # a deterministic site, which is asked for before it gets its value
         large = self.big.net.get_parameter(name)
         return self.expansions[name].fresh(self._small[name], large).detach().clone()
 

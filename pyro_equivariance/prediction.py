@@ -125,5 +125,12 @@ def outputs(model: Callable, draw, x: Tensor) -> Tensor:
         raise SymmetryError(
             f"Expected a model with one observation site; got {[name for name, _ in sites]}. Use pyro's Predictive."
         )
-    fn = sites[0][1]["fn"]
-    return fn.probs if isinstance(fn, torch.distributions.Categorical) else fn.mean
+    return _mean(sites[0][1]["fn"])
+
+
+def _mean(fn) -> Tensor:
+    """The mean; of classes their probabilities, on the axis where a network has the logits: ``(N, K, *places)``."""
+    law, places = fn, len(fn.event_shape)
+    while isinstance(law, torch.distributions.Independent):
+        law = law.base_dist
+    return law.probs.movedim(-1, -1 - places) if isinstance(law, torch.distributions.Categorical) else fn.mean

@@ -1,6 +1,7 @@
 """A network's symmetry against one written out by hand, and the Pyro model against plain densities."""
 
 import copy
+import functools
 
 import pyro
 import pyro.distributions as dist
@@ -257,6 +258,57 @@ def test_bad_networks(case):
     message, call = BAD_NETWORKS[case]
     with pytest.raises(SymmetryError, match=message):
         call()
+
+
+class TestLaws:
+    """For every network of the catalogue; that f(ρ_X(g) x; ρ(g) θ) = ρ_Y(g) f(x; θ) is in test_symmetry."""
+
+    @staticmethod
+    def posterior(case):
+        """An averaged guide with random parameters."""
+        model = pe.BayesianNetwork(case.net, likelihood=lambda f: dist.Normal(f, 1.0).to_event(f.ndim - 1))
+        guide, symmetry = pe.AutoSymmetricNormal(model, case.symmetry), case.symmetry
+        guide.initialize(x := case.batch(2), case.net(x))
+        with torch.no_grad():
+            for parameter in guide.parameters():
+                parameter.normal_(std=0.5)
+        return guide, symmetry
+
+    @pytest.mark.parametrize("name", NETWORKS)
+    def test_the_averaged_law_is_invariant(self, name):
+        case = NETWORKS[name]()
+        guide, symmetry = self.posterior(case)
+        moved = []
+        for site, rep in symmetry.sites.items():
+            law = guide.get_posterior(site).base_dist
+            for value, action in ((law.loc.detach(), rep), (law.scale.detach(), rep.modulus())):
+                for g in symmetry.group.generators:
+                    assert_close(action.act(g, value), value, rtol=0, atol=1e-10)
+            free = functools.reduce(getattr, site.split("."), guide.locs).detach()
+            moved += [float((rep.act(g, free) - free).abs().max()) for g in symmetry.group.generators]
+        assert max(moved) > 0.1 or isinstance(case.group, pe.SymmetricGroup)  # whose networks treat all points alike
+
+    @pytest.mark.parametrize("name", NETWORKS)
+    @torch.no_grad()
+    def test_the_predictive_is_equivariant(self, name):
+        """That of the mean weights, and the mean over draws that come with all their moved copies."""
+        case = NETWORKS[name]()
+        guide, symmetry = self.posterior(case)
+        net, x = case.net.eval(), case.batch(2)
+        means = {site: guide.get_posterior(site).base_dist.loc for site in symmetry.sites}
+        draws = [guide() for _ in range(2)]
+
+        def predictive(x):
+            copies = [symmetry.act(g, draw) for draw in draws for g in range(len(symmetry.group))]
+            mean = sum(torch.func.functional_call(net, copy, (x,)) for copy in copies) / len(copies)
+            return torch.stack([torch.func.functional_call(net, means, (x,)), mean])
+
+        upright = predictive(x)
+        assert upright.std() > 1e-3
+        for g in symmetry.group.generators:
+            moved = predictive(symmetry.act_inputs(g, x))
+            expected = upright if symmetry.outputs is None else symmetry.outputs.act(g, upright)
+            assert_close(moved, expected, rtol=0, atol=1e-10)
 
 
 class TestWiden:

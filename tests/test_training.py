@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import math
 
 import pyro
@@ -14,6 +15,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import pyro_equivariance as pe
+from pyro_equivariance.errors import OptionError
 from pyro_equivariance.training import negative_log_predictive
 
 COUNT = 8
@@ -454,6 +456,102 @@ def test_symmetrize_at_is_a_value():
     symmetry = symmetric(conv_net())
     assert pe.SymmetrizeAt(1, symmetry) == pe.SymmetrizeAt(1, symmetry, "geometric")
     assert pe.SymmetrizeAt(1, symmetry) != pe.SymmetrizeAt(2, symmetry)
+
+
+def test_symmetrize_at_an_accuracy():
+    """At the first epoch whose start finds the training data right often enough, and never again."""
+    net, batch = conv_net(), images()
+    model, symmetry = pe.BayesianNetwork(net), symmetric(net)
+    guide = pe.AutoMeanFieldNormal(model, init_scale=1e-3)
+    seen, gaps = [], []
+    trigger = pe.SymmetrizeAt(None, symmetry, accuracy=0.8)
+    callbacks = [lambda t: seen.append(t.accuracy()), trigger, lambda t: gaps.append(invariance_gap(t.guide, symmetry))]
+    fit(model, guide, batch, epochs=40, callbacks=callbacks)
+    fired = [epoch for epoch, gap in enumerate(gaps) if gap < 1e-12]
+    reached = [epoch for epoch, accuracy in enumerate(seen) if accuracy >= 0.8]
+    assert seen[0] < 0.8 and len(fired) == 1 and fired[0] == reached[0] > 0
+
+
+def test_accuracy_is_that_of_the_predictive_on_upright_data():
+    net, (x, y) = conv_net(), images()
+    model = pe.BayesianNetwork(net)
+    guide = pe.AutoMeanFieldNormal(model, init_scale=1e-9)
+    found = []
+    fit(pe.handlers.augment(model, symmetric(net)), guide, (x, y), epochs=1,
+        callbacks=[lambda t: found.append(t.accuracy())])  # fmt: skip
+    assert found == [float((net(x).argmax(-1) == y).double().mean())]
+
+
+def test_whichever_comes_first():
+    net, batch = conv_net(), images()
+    symmetry, when = symmetric(net), []
+
+    class Watched(pe.SymmetrizeAt):
+        def act(self, training):
+            when.append(training.epoch)
+
+    for epoch, accuracy in ((2, 1.0), (5, 0.0), (3, None)):
+        model = pe.BayesianNetwork(net)
+        trigger = Watched(epoch, symmetry, accuracy=accuracy)
+        fit(model, pe.AutoMeanFieldNormal(model), batch, epochs=6, callbacks=[trigger])
+    assert when == [2, 0, 3]
+
+
+def test_a_trigger_that_does_not_fire_says_so():
+    net, batch = conv_net(), images()
+    model = pe.BayesianNetwork(net)
+    trigger = pe.SymmetrizeAt(None, symmetric(net), accuracy=1.0)
+    with pytest.warns(UserWarning, match=r"SymmetrizeAt did not fire: the training accuracy stayed below 1\.0"):
+        fit(model, pe.AutoMeanFieldNormal(model), batch, epochs=1, callbacks=[trigger])
+
+
+@pytest.mark.parametrize(("epoch", "accuracy", "match"), [
+    (3, None, r"name an epoch from 0 to 2, or an accuracy; got epoch=3"),
+    (-1, None, r"got epoch=-1"),
+    (None, None, r"got epoch=None"),
+    (None, 80, r"accuracy between 0 and 1; got 80"),
+])  # fmt: skip
+def test_triggers_that_cannot_fire(epoch, accuracy, match):
+    net = conv_net()
+    model = pe.BayesianNetwork(net)
+    trigger = pe.SymmetrizeAt(epoch, symmetric(net), accuracy=accuracy)
+    with pytest.raises(OptionError, match=match):
+        fit(model, pe.AutoMeanFieldNormal(model), images(), epochs=3, callbacks=[trigger])
+
+
+@pytest.mark.parametrize("around", [None, pe.handlers.augment], ids=["plain", "augmented"])
+@pytest.mark.parametrize("tie", [None, "parameters", "samples"])
+@pytest.mark.parametrize("build", [pe.AutoMeanFieldNormal, AutoNormal], ids=["ours", "pyro's"])
+def test_expand_at(build, tie, around):
+    """Training goes on with the large network from where the small guide stood."""
+    net, batch = conv_net(4), images()
+    symmetry = symmetric(net, "trivial")
+    model = pe.BayesianNetwork(net)
+    guide = build(model)
+    stood, began = [], []
+    result = fit(
+        around(model, symmetry) if around else model, guide, batch, epochs=5, validation=batch,
+        callbacks=[
+            lambda t: stood.append(copy.deepcopy(t.guide) if t.epoch == 2 else None),
+            pe.ExpandAt(2, symmetry, "gcnn", tie, around=around),
+            lambda t: began.append((snapshot(t.guide), momenta(t.optimizer))),
+        ],
+    )  # fmt: skip
+    _, expected, _ = pe.expand(model, stood[2], symmetry, "gcnn", tie)
+    assert equal(began[2][0], snapshot(expected)) and began[2][1] == 0
+    assert began[4][1] > 0 and not equal(began[4][0], began[2][0])
+    assert result.guide is not guide and result.best_epoch >= 2
+    probs = pe.predict(inspect.unwrap(result.model), result.guide, batch[0], draws=3)
+    assert probs.shape == (3, len(batch[0]), 3)
+
+
+def test_expand_at_asks_how_to_augment():
+    net, batch = conv_net(4), images()
+    symmetry = symmetric(net, "trivial")
+    model = pe.BayesianNetwork(net)
+    with pytest.raises(OptionError, match=r"around= to say how the large model is augmented"):
+        fit(pe.handlers.augment(model, symmetry), pe.AutoMeanFieldNormal(model), batch, epochs=2,
+            callbacks=[pe.ExpandAt(1, symmetry)])  # fmt: skip
 
 
 # Optimizers

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, OptionError, SymmetryError
 from .likelihoods import as_likelihood
-from .priors import LearnedScale, as_prior, gain_prior, gains_of
+from .priors import as_prior, gain_prior, gains_of, renewed
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -86,22 +86,22 @@ class BayesianNetwork(NetworkModel):
         law = self.likelihood(output, event_dim)
         _check_shape(law, y)
         rows = torch.arange(len(x)) if self.size else None
-        with pyro.plate("data", self.size or len(x), subsample=rows, device=x.device):
+        data = pyro.plate("data", self.size or len(x), subsample=rows, device=x.device)
+        with data:
+            if data.dim != -1:
+                _check_particles(output.shape[: output.ndim - event_dim - 1])
             pyro.sample("y", law, obs=y)
         return output
 
     def _run(self, weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, int]:
         """The network's output and its number of axes per datum; once for each of the weights' leading axes."""
         dims = {name: p.ndim for name, p in self.net.named_parameters()}
-        lead = torch.broadcast_shapes(*(w.shape[: w.ndim - dims[name]] for name, w in weights.items()))
+        lead = torch.broadcast_shapes(*(_lead(w, dims[name]) for name, w in weights.items()))
         if not lead:
             output = torch.func.functional_call(self.net, weights, (x,))
             return output, output.ndim - 1
         if lead[-1] != 1:
-            raise SymmetryError(
-                f"Expected weights without an axis for the data plate; they have leading axes {tuple(lead)}. Give "
-                f"particles an axis to the left of it (max_plate_nesting=1)."
-            )
+            _check_particles(lead)
         rows = {name: _particles(w, lead, dims[name]) for name, w in weights.items()}
         output = _each(self.net, rows, x)
         return output.reshape(lead[:-1] + output.shape[1:]), output.ndim - 2
@@ -127,14 +127,16 @@ class BayesianNetwork(NetworkModel):
         if y is None:
             return
         with torch.no_grad():
-            output = self.net(x[:1])
+            output = self.net(x[:2])  # a normalisation over the batch needs two
             law = self.likelihood(output, output.ndim - 1)
+        expected = x.shape[:1] + law.event_shape
+        law = law.base_dist if isinstance(law, dist.Independent) else law
         if not isinstance(law, dist.Categorical):
             return
         classes = law.probs.shape[-1]
-        if y.is_floating_point() or y.shape != x.shape[:1]:
+        if y.is_floating_point() or y.shape != expected:
             raise DataError(
-                f"Expected labels as integers of shape ({len(x)},); got {y.dtype} of shape {tuple(y.shape)}."
+                f"Expected labels as integers of shape {tuple(expected)}; got {y.dtype} of shape {tuple(y.shape)}."
             )
         if int(y.min()) < 0 or int(y.max()) >= classes:
             raise DataError(
@@ -144,18 +146,28 @@ class BayesianNetwork(NetworkModel):
 
     def init_loc_fn(self, site: dict) -> Tensor:
         """The network's own value of a site: where the library's guides start."""
-        return self.net.get_parameter(site["name"]).detach().clone()
+        parameters = dict(self.net.named_parameters())
+        if site["name"] not in parameters:
+            raise not_a_parameter(site["name"])
+        return parameters[site["name"]].detach().clone()
 
     def with_net(self, net: nn.Module) -> "BayesianNetwork":
         """The same model (prior rule, likelihood, size) of another network."""
-        prior = self.prior.renewed() if isinstance(self.prior, LearnedScale) else self.prior
-        return BayesianNetwork(net, prior, self.likelihood, self.size, self.channels_last)
+        return BayesianNetwork(net, renewed(self.prior), self.likelihood, self.size, self.channels_last)
 
     def with_prior(self, prior) -> "BayesianNetwork":
         """The same model, of the same network, with another prior."""
         other = copy.copy(self)
         other.prior = as_prior(prior)
         return other
+
+
+def not_a_parameter(site: str) -> SymmetryError:
+    """The error for a latent site that is no weight, which is the observation when it was left out."""
+    return SymmetryError(
+        f"Expected the observations when a guide is first called: without them {site!r} would be a latent site, and it "
+        f"is no parameter of the network. Call guide.initialize(x, y)."
+    )
 
 
 def _check_shape(law: dist.Distribution, y: Tensor | None) -> None:
@@ -166,9 +178,24 @@ def _check_shape(law: dist.Distribution, y: Tensor | None) -> None:
         )
 
 
+def _check_particles(lead: torch.Size) -> None:
+    if lead:
+        raise SymmetryError(
+            f"Expected weights without an axis for the data plate; they have leading axes {tuple(lead)}. Give "
+            f"particles an axis to the left of it (max_plate_nesting=1)."
+        )
+
+
+def _lead(weight: Tensor, ndim: int) -> torch.Size:
+    """The axes before a parameter's own; the last, for the plate, is left out by ``Predictive(parallel=True)``."""
+    lead = weight.shape[: weight.ndim - ndim]
+    return lead + (1,) if len(lead) == 1 and lead[0] != 1 else lead
+
+
 def _particles(weight: Tensor, lead: torch.Size, ndim: int) -> Tensor:
     """One row of weights for each particle."""
-    return weight.expand(lead + weight.shape[weight.ndim - ndim :]).flatten(0, len(lead) - 1)
+    event = weight.shape[weight.ndim - ndim :]
+    return weight.reshape(_lead(weight, ndim) + event).expand(lead + event).flatten(0, len(lead) - 1)
 
 
 def _each(net: nn.Module, rows: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from ..errors import OptionError
@@ -142,6 +143,10 @@ class BySite:
         """The prior of a normalisation's gains."""
         return gain_prior(self._rule(name))(name, parameter)
 
+    def renewed(self) -> "BySite":
+        """The same rules, their learned scales new ones."""
+        return BySite({pattern: renewed(rule) for pattern, rule in self.rules.items()})
+
     def _rule(self, name: str) -> Prior:
         for pattern, rule in self.rules.items():
             if fnmatch.fnmatchcase(name, pattern):
@@ -159,18 +164,23 @@ class OneLaw:
     def __call__(self, name: str, parameter: Tensor) -> dist.Distribution:
         shape = self.law.batch_shape + self.law.event_shape
         if shape == parameter.shape:
-            return self.law.to_event(len(self.law.batch_shape)) if self.law.batch_shape else self.law
+            return _to_event(self.law, len(self.law.batch_shape))
         if shape != torch.Size():
             raise OptionError(
                 f"Expected the prior of site {name!r} to be scalar or of its shape {tuple(parameter.shape)}; got "
                 f"{tuple(shape)}."
             )
-        return self.law.expand(parameter.shape).to_event(parameter.ndim)
+        return _to_event(self.law.expand(parameter.shape), parameter.ndim)
 
 
 def gain_prior(prior: Prior) -> Prior:
     """The prior of a normalisation's gains: around 1 where the prior knows that, otherwise like any other site."""
     return getattr(prior, "of_gains", prior)
+
+
+def renewed(prior: Prior) -> Prior:
+    """The same prior for another network: scales that it learns are new ones."""
+    return prior.renewed() if isinstance(prior, (LearnedScale, BySite)) else prior
 
 
 def gains_of(net: nn.Module) -> frozenset[str]:
@@ -183,3 +193,8 @@ def normal(std: float, parameter: Tensor, loc: float = 0.0) -> dist.Distribution
     """``N(loc, std²)`` for every entry of a parameter."""
     law = dist.Normal(parameter.new_tensor(loc), parameter.new_tensor(std))
     return law.expand(parameter.shape).to_event(parameter.ndim)
+
+
+def _to_event(law, ndim: int) -> dist.Distribution:
+    """The same law with its last ``ndim`` axes as one event; a distribution of torch's own becomes one of Pyro's."""
+    return law.to_event(ndim) if isinstance(law, TorchDistributionMixin) else dist.Independent(law, ndim)
