@@ -19,7 +19,7 @@ from .groups import (
 )
 from .guides import AutoMeanFieldNormal, AutoSymmetricNormal, FractionOfPrior
 from .networks import BayesianNetwork, FanIn, LearnedScale, NormalLikelihood, Residual, network_symmetry
-from .prediction import orbit_predict, predict
+from .prediction import lifted_check, orbit_predict, predict
 from .representations import (
     Representation,
     angle,
@@ -90,6 +90,7 @@ __all__ = [
     "image",
     "is_closed",
     "kl",
+    "lifted_check",
     "matrix",
     "mean",
     "metrics",

@@ -47,6 +47,7 @@ CHECKSUMS = {  # MD5
 }
 RETRIES, TIMEOUT = 2, 10  # further attempts per file; seconds without an answer
 IMAGES, LABELS = ("images", 3), ("labels", 1)  # the word in an IDX file's name and its number of axes
+VORTEX_DISC, VORTEX_CORE = 0.8, 0.25  # radius that holds their centres; width of each, and of its regularisation
 UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
@@ -208,9 +209,7 @@ def synthetic(n: int, size: int = 8, classes: int = 4, channels: int = 1, seed: 
     >>> synthetic(12, size=6)
     ImageData('synthetic', images=(12, 1, 6, 6), classes=4)
     """
-    for name, value in {"n": n, "size": size, "classes": classes, "channels": channels}.items():
-        if not isinstance(value, int) or value < 1:
-            raise OptionError(f"Expected {name} to be a positive integer; got {value!r}.")
+    _check_positive_integers(n=n, size=size, classes=classes, channels=channels)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randperm(n, generator=generator) % classes
     clean = _patterns(size, classes, channels)[labels]
@@ -225,6 +224,76 @@ def _patterns(size: int, classes: int, channels: int) -> Tensor:
     smooth = interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
     low, high = smooth.amin((1, 2, 3), keepdim=True), smooth.amax((1, 2, 3), keepdim=True)
     return (smooth - low) / (high - low).clamp_min(1e-6)
+
+
+def vortices(n: int, size: int = 8, count: int = 3, noise: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:
+    r"""Images of vorticity, and the velocity that it induces at the centre: a regression whose output is a vector.
+
+    An image shows ``count`` vortices on the centres of the pixels of the square :math:`[-1, 1]^2`; ``x`` points right
+    and ``y`` up, so row 0 is the top. Vortex i has a strength :math:`\Gamma_i \sim N(0, 1)` and a place
+    :math:`(x_i, y_i)`, uniform in the disc of radius 0.8:
+
+    .. math:: \omega(x, y) = \sum_i \Gamma_i \exp(-((x - x_i)^2 + (y - y_i)^2) / (2 s^2)), \qquad
+        u = \sum_i \frac{\Gamma_i}{2 \pi} \frac{(y_i, -x_i)}{x_i^2 + y_i^2 + \varepsilon^2} + \text{noise},
+
+    the law of Biot and Savart in the plane, :math:`(-(y - y_i), x - x_i) / r^2`, at the origin, regularised by
+    :math:`\varepsilon`; :math:`s = \varepsilon = 0.25`, the noise :math:`N(0, \text{noise}^2)` in each component.
+    Units are arbitrary: an image's peaks are the strengths.
+
+    The law of the data is invariant under rotations. Under quarter turns an image moves by
+    ``pe.image(pe.CyclicGroup(4), (1, size, size))`` and its velocity by ``pe.vector(pe.CyclicGroup(4))``, without error.
+    Mirrors are no symmetry of it in this sense: vorticity is a pseudoscalar, so the velocity of a mirrored image is
+    the opposite of the mirrored velocity.
+
+    :param int n: number of images.
+    :param int size: height and width.
+    :param int count: vortices per image.
+    :param float noise: standard deviation of the noise; the images and vortices of a seed do not depend on it.
+    :param int seed: seeds the vortices and the noise.
+    :returns: images ``(n, 1, size, size)`` and velocities ``(n, 2)``, :math:`(u_x, u_y)`, in float32.
+
+    >>> images, velocities = vortices(5)
+    >>> images.shape, velocities.shape
+    (torch.Size([5, 1, 8, 8]), torch.Size([5, 2]))
+    """
+    _check_positive_integers(n=n, size=size, count=count)
+    if not (isinstance(noise, (int, float)) and 0 <= noise < math.inf):
+        raise OptionError(f"Expected noise to be a standard deviation, finite and not negative; got {noise!r}.")
+    generator = torch.Generator().manual_seed(seed)
+    places, strengths = _draw_vortices(n, count, generator)
+    errors = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    images, velocities = _vorticity(places, strengths, size), _central_velocity(places, strengths) + noise * errors
+    return images.float(), velocities.float()
+
+
+def _draw_vortices(n: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places ``(n, count, 2)``, uniform in a disc, and strengths ``(n, count)``."""
+    area, turn = torch.rand(2, n, count, generator=generator, dtype=torch.float64)
+    radius, angle = VORTEX_DISC * area.sqrt(), 2 * math.pi * turn
+    places = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
+    return places, torch.randn(n, count, generator=generator, dtype=torch.float64)
+
+
+def _vorticity(places: Tensor, strengths: Tensor, size: int) -> Tensor:
+    """Gaussian vortices on the centres of the pixels, row 0 at the top: ``(n, 1, size, size)``."""
+    centres = (2 * torch.arange(size, dtype=torch.float64) + 1 - size) / size
+    x, y = (places[..., i, None, None] for i in (0, 1))
+    squares = (centres - x) ** 2 + (centres.flip(0)[:, None] - y) ** 2
+    bumps = strengths[..., None, None] * (-squares / (2 * VORTEX_CORE**2)).exp()
+    return bumps.sum(1, keepdim=True)
+
+
+def _central_velocity(places: Tensor, strengths: Tensor) -> Tensor:
+    """The regularised law of Biot and Savart in the plane, at the origin: ``(n, 2)``."""
+    weights = strengths / (2 * math.pi * (places.square().sum(-1) + VORTEX_CORE**2))
+    across = torch.stack([places[..., 1], -places[..., 0]], -1)
+    return (weights[..., None] * across).sum(1)
+
+
+def _check_positive_integers(**values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or value < 1:
+            raise OptionError(f"Expected {name} to be a positive integer; got {value!r}.")
 
 
 def _load_digits() -> ImageData:

@@ -112,7 +112,8 @@ class Trigger(ABC):
     epoch: int | None
 
     @abstractmethod
-    def act(self, training: Training) -> None: ...
+    def act(self, training: Training) -> None:
+        """What it does when it fires."""
 
     def __call__(self, training: Training) -> None:
         if not any(self is other for other in training.fired) and self._is_due(training):

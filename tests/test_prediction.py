@@ -267,3 +267,59 @@ def test_dropout_does_not_act_in_predictions():
     draws = pe.orbit_predict(model, guide, symmetry, torch.randn(5, 1, 4, 4), draws=3)
     assert (draws - draws[:, :1]).abs().max() < 1e-10
     assert model.training and all(module.training for module in model.modules())
+
+
+# Over the orbit
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@each_guide
+def test_the_mean_over_the_orbit_is_invariant_in_every_draw(kind, group):
+    net, x = small_net(), images()
+    guide, symmetry = GUIDES[kind](net), pe.network_symmetry(net, GROUPS[group](), (1, 4, 4), hidden="trivial")
+    model = pe.BayesianNetwork(net)
+    found = []
+    for g in range(len(symmetry.group)):
+        pyro.set_rng_seed(1)
+        found.append(pe.predict(model, guide, turned(x, g), draws=DRAWS, symmetry=symmetry))
+        torch.testing.assert_close(found[-1], found[0], rtol=0, atol=1e-12)
+    pyro.set_rng_seed(1)
+    copies = pe.orbit_predict(model, guide, symmetry, x, draws=DRAWS)
+    torch.testing.assert_close(found[0], copies.mean(1))
+    assert (copies[:, 1] - found[0]).abs().max() > 1e-3
+
+
+def test_the_mean_over_the_orbit_of_outputs_that_move():
+    group = pe.CyclicGroup(4)
+    net, x = small_net(outputs=2), images()
+    symmetry = pe.Symmetry(group, {}, inputs=pe.image(group, (1, 4, 4)), outputs=pe.vector(group))
+    model = pe.BayesianNetwork(net, likelihood="normal")
+    guide = by_hand(net)
+    pyro.set_rng_seed(1)
+    upright = pe.predict(model, guide, x, draws=DRAWS, symmetry=symmetry)
+    for g in range(4):
+        pyro.set_rng_seed(1)
+        moved = pe.predict(model, guide, turned(x, g), draws=DRAWS, symmetry=symmetry)
+        torch.testing.assert_close(moved, symmetry.outputs.act(g, upright), rtol=0, atol=1e-12)
+    assert upright.abs().max() > 1e-3
+
+
+@each_guide
+def test_lifted_check(kind):
+    """Zero for the action of the network, of the size of the outputs for another one."""
+    net, x = small_net(), images()
+    model, guide = pe.BayesianNetwork(net), GUIDES[kind](net)
+    right = pe.network_symmetry(net, pe.DihedralGroup(4), (1, 4, 4), hidden="trivial")
+    assert pe.lifted_check(model, guide, right, x) < 1e-12
+    still = pe.Symmetry(right.group, right.sites | {"0.weight": pe.trivial(right.group, (2, 1, 3, 3))}, right.inputs)
+    assert pe.lifted_check(model, guide, still, x) > 1e-2
+
+
+def test_lifted_check_of_outputs_that_move():
+    group = pe.CyclicGroup(4)
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
+    symmetry = pe.network_symmetry(net, group, (2,), inputs=pe.vector(group), outputs=pe.vector(group))
+    model = pe.BayesianNetwork(net, likelihood="normal")
+    assert pe.lifted_check(model, by_hand(net), symmetry, torch.randn(5, 2)) < 1e-12
+    invariant = pe.Symmetry(group, symmetry.sites, inputs=symmetry.inputs)
+    assert pe.lifted_check(model, by_hand(net), invariant, torch.randn(5, 2)) > 0.1
