@@ -1,5 +1,6 @@
 """Likelihoods: from a network's output ``(..., N, *event)`` to the law of the observation ``(N, ...)``."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ..errors import OptionError, check_option
+
+_NUMBERS = itertools.count(1)
 
 
 def categorical(output: Tensor, event_dim: int) -> dist.Distribution:
@@ -39,8 +42,9 @@ class NormalLikelihood:
     One scale for all entries keeps the law equivariant wherever the outputs move orthogonally.
 
     :param float scale: the standard deviation of the noise.
-    :param bool learned: whether it is a ``pyro.param`` that starts at ``scale`` and is trained with the guide.
-    :param str name: of that parameter.
+    :param bool learned: whether it is a ``pyro.param`` that starts at ``scale`` and is trained with the guide; then
+        :meth:`fitted` is its value.
+    :param name: of that parameter; left out, one of its own.
 
     >>> import torch, pyro_equivariance as pe
     >>> model = pe.BayesianNetwork(torch.nn.Linear(4, 2), likelihood=pe.NormalLikelihood(0.1))
@@ -50,11 +54,18 @@ class NormalLikelihood:
 
     scale: float = 1.0
     learned: bool = False
-    name: str = "noise_scale"
+    name: str | None = None
 
     def __post_init__(self):
         if not self.scale > 0:
             raise OptionError(f"Expected the noise's scale to be positive; got {self.scale}.")
+        if self.learned and self.name is None:  # parameters share one store, by name
+            object.__setattr__(self, "name", f"noise_scale_{next(_NUMBERS)}")
+
+    def fitted(self) -> float:
+        """The scale as it is now."""
+        store = pyro.get_param_store()
+        return float(store[self.name].detach()) if self.learned and self.name in store else self.scale
 
     def __call__(self, output: Tensor, event_dim: int) -> dist.Distribution:
         scale = self.scale
