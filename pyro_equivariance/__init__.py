@@ -3,6 +3,7 @@
 import importlib
 
 from . import data, handlers, metrics
+from .distributions import OrbitMixture
 from .errors import ClosednessError, DataError, LayerError, OptionError, SymmetryError
 from .expansion import expand, symmetrize_
 from .families import is_closed, kl, mean, natural, push_forward
@@ -17,7 +18,14 @@ from .groups import (
     SpecialOrthogonal,
     SymmetricGroup,
 )
-from .guides import AutoMeanFieldNormal, AutoSymmetricNormal, FractionOfPrior
+from .guides import (
+    AutoMeanFieldNormal,
+    AutoOrbitMixture,
+    AutoSymmetricLowRankMultivariateNormal,
+    AutoSymmetricMultivariateNormal,
+    AutoSymmetricNormal,
+    FractionOfPrior,
+)
 from .networks import BayesianNetwork, FanIn, LearnedScale, NormalLikelihood, Residual, network_symmetry
 from .prediction import lifted_check, orbit_predict, predict
 from .representations import (
@@ -53,6 +61,9 @@ def __getattr__(name: str):
 
 __all__ = [
     "AutoMeanFieldNormal",
+    "AutoOrbitMixture",
+    "AutoSymmetricLowRankMultivariateNormal",
+    "AutoSymmetricMultivariateNormal",
     "AutoSymmetricNormal",
     "BayesianNetwork",
     "ClosednessError",
@@ -68,6 +79,7 @@ __all__ = [
     "LearnedScale",
     "NormalLikelihood",
     "OptionError",
+    "OrbitMixture",
     "OctahedralGroup",
     "PermutationGroup",
     "ProductGroup",

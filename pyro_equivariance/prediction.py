@@ -14,9 +14,7 @@ from .symmetry import Symmetry
 
 
 @torch.no_grad()
-def predict(
-    model: Callable, guide: Callable, x: Tensor, draws: int = 100, symmetry: Symmetry | None = None
-) -> Tensor:
+def predict(model: Callable, guide: Callable, x: Tensor, draws: int = 100, symmetry: Symmetry | None = None) -> Tensor:
     """The mean of the observation's law under each draw: ``E[y | x_n, θ_t]``, for classes their probabilities.
 
     With a symmetry each draw predicts with the mean over the orbit, ``(1/|G|) Σ_g ρ_Y(g)⁻¹ E[y | ρ_X(g) x_n, θ_t]``,

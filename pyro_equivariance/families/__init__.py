@@ -5,7 +5,7 @@ from pyro.distributions import Distribution
 from torch import Tensor
 
 from ..representations import Representation
-from . import multivariate_normal, normal  # noqa: F401  (they register themselves)
+from . import low_rank, multivariate_normal, normal  # noqa: F401  (they register themselves)
 from .base import COORDINATES, Family, check_closed, register, rewrap, unwrap
 
 __all__ = ["COORDINATES", "Family", "is_closed", "kl", "mean", "natural", "orbit_mean", "push_forward", "register"]
@@ -61,8 +61,7 @@ def orbit_mean(q: Distribution, rep: Representation, kind: str) -> Distribution:
     """The member of the family whose coordinates of the given kind are the mean over the orbit of ``q``."""
     family, core, event_dims = unwrap(q)
     check_closed(family, q, rep)
-    moved = zip(family.actions(rep, kind), family.coordinates(core, kind), strict=True)
-    return rewrap(family.from_coordinates(kind, tuple(a.mean(c) for a, c in moved)), event_dims)
+    return rewrap(family.orbit_mean(core, rep, kind), event_dims)
 
 
 def kl(q: Distribution, p: Distribution) -> Tensor:

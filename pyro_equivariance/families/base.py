@@ -43,6 +43,11 @@ class Family(ABC):
     @abstractmethod
     def is_closed(self, rep: Representation) -> bool: ...
 
+    def orbit_mean(self, q: Distribution, rep: Representation, kind: str) -> Distribution:
+        """The member whose coordinates of the given kind are the mean over the orbit of ``q``."""
+        moved = zip(self.actions(rep, kind), self.coordinates(q, kind), strict=True)
+        return self.from_coordinates(kind, tuple(action.mean(c) for action, c in moved))
+
 
 def register(distribution: type, family: Family) -> None:
     """Make ``family`` the one of the given class of distributions."""

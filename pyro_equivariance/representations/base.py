@@ -1,5 +1,6 @@
 """What every representation offers, and the representations made of others."""
 
+import copy
 from abc import ABC, abstractmethod
 
 import torch
@@ -26,6 +27,7 @@ class Representation(ABC):
 
     group: Group
     event_shape: torch.Size
+    space = "constrained"
 
     @abstractmethod
     def _act(self, g: int | Tensor, x: Tensor, dim: int = -1) -> Tensor: ...
@@ -132,6 +134,17 @@ class Representation(ABC):
         """The same action on the event laid out in another shape."""
         return Reshaped(self, shape)
 
+    def on_unconstrained(self) -> "Representation":
+        """The same action, said to be on the unconstrained values of a constrained site (the default is its own).
+
+        >>> import pyro_equivariance as pe
+        >>> pe.vector(pe.SignGroup()).on_unconstrained().space  # of a positive site: x goes to 1/x
+        'unconstrained'
+        """
+        other = copy.copy(self)
+        other.space = "unconstrained"
+        return other
+
     def pullback(self, group: Group, homomorphism: Tensor) -> "Representation":
         """The representation ``g ↦ ρ(φ(g))`` of ``group``, with ``φ`` an index tensor ``(len(group),)``."""
         return Pullback(group, self, homomorphism)
@@ -163,7 +176,9 @@ class Representation(ABC):
         return DirectSum(self, other)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and (self.group, self._key()) == (other.group, other._key())
+        if type(self) is not type(other) or self.space != other.space:
+            return False
+        return (self.group, self._key()) == (other.group, other._key())
 
     def __hash__(self) -> int:
         return hash((type(self).__name__, self.group, self._key()))

@@ -1,0 +1,18 @@
+"""Drop-in guides: Normals that sample each site directly, free or invariant, and the orbit mixture."""
+
+from .base import AutoDirect, AutoDirectNormal
+from .joint import AutoSymmetricLowRankMultivariateNormal, AutoSymmetricMultivariateNormal
+from .mean_field import AutoExpandedNormal, AutoMeanFieldNormal, AutoSymmetricNormal, FractionOfPrior
+from .mixture import AutoOrbitMixture
+
+__all__ = [
+    "AutoDirect",
+    "AutoDirectNormal",
+    "AutoExpandedNormal",
+    "AutoMeanFieldNormal",
+    "AutoOrbitMixture",
+    "AutoSymmetricLowRankMultivariateNormal",
+    "AutoSymmetricMultivariateNormal",
+    "AutoSymmetricNormal",
+    "FractionOfPrior",
+]
