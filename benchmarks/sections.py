@@ -8,11 +8,14 @@ import time
 import pyro
 import torch
 
-from . import average, defect, import_time, invariance, step
+from . import average, conventions, defect, import_time, invariance, layers, step, vector
 
 SECTIONS = {
     "invariance": invariance.run,
+    "layers": layers.run,
+    "conventions": conventions.run,
     "defect": defect.run,
+    "vector": vector.run,
     "average": average.run,
     "step": step.run,
     "import_time": import_time.run,

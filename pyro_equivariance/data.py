@@ -240,8 +240,8 @@ def vortices(n: int, size: int = 8, count: int = 3, noise: float = 0.05, seed: i
     :math:`\varepsilon`; :math:`s = \varepsilon = 0.25`, the noise :math:`N(0, \text{noise}^2)` in each component.
     Units are arbitrary: an image's peaks are the strengths.
 
-    The law of the data is invariant under rotations. Under quarter turns an image moves by
-    ``pe.image(pe.CyclicGroup(4), (1, size, size))`` and its velocity by ``pe.vector(pe.CyclicGroup(4))``, without error.
+    The law of the data is invariant under rotations; with a quarter turn an image moves exactly by
+    ``pe.image(pe.CyclicGroup(4), (1, size, size))`` and its velocity by ``pe.vector(pe.CyclicGroup(4))``.
     Mirrors are no symmetry of it in this sense: vorticity is a pseudoscalar, so the velocity of a mirrored image is
     the opposite of the mirrored velocity.
 

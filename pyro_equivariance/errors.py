@@ -25,6 +25,10 @@ class OptionError(SymmetryError):
     """An option whose value is not one of those that exist."""
 
 
+class WideOrbitWarning(UserWarning):
+    """An average of distributions that lie far apart: the modes of one another's copies, with little in between."""
+
+
 def check_option(name: str, value: object, options) -> None:
     """Raise :class:`OptionError` unless ``value`` is one of ``options``.
 

@@ -12,7 +12,7 @@ from . import handlers
 from .errors import OptionError, SymmetryError, check_option
 from .guides import AutoExpandedNormal, AutoMeanFieldNormal
 from .networks.bayesian import BayesianNetwork
-from .symmetrize import RULES, average_site
+from .symmetrize import RULES, average_site, warn_if_wide
 from .symmetry import Symmetry
 
 TIES = (None, "parameters", "samples")
@@ -45,9 +45,10 @@ def symmetrize_(guide, symmetry: Symmetry, rule: str = "geometric", optimizer=No
     sites = mean_field_parameters(guide, *args)
     averaged = {}
     with torch.no_grad():
-        for name, (loc, scale, event_dim) in sites.items():
-            q = dist.Normal(_value(loc), _value(scale)).to_event(event_dim)
+        laws = {n: dist.Normal(_value(loc), _value(scale)).to_event(dim) for n, (loc, scale, dim) in sites.items()}
+        for name, q in laws.items():
             averaged[name] = _core(average_site(name, q, symmetry, rule))
+        warn_if_wide({name: (q, symmetry[name]) for name, q in laws.items()})
         for name, (loc, scale, _) in sites.items():
             _assign(loc, averaged[name].loc)
             _assign(scale, averaged[name].scale)

@@ -21,7 +21,7 @@ from .errors import LayerError, OptionError, SymmetryError, check_option
 from .networks.bayesian import BayesianNetwork, NetworkModel, not_a_parameter
 from .networks.expanded import SiteExpansion
 from .networks.tracing import network_symmetry, widen_network
-from .symmetrize import RULES, average_site
+from .symmetrize import RULES, average_site, warn_if_wide
 from .symmetry import Symmetry
 
 ORBITS = ("full", "random")
@@ -41,10 +41,11 @@ class SymmetrizeMessenger(Messenger):
         super().__init__()
         check_option("rule", rule, RULES)
         self.symmetry, self.rule = symmetry, rule
-        self._averaged: set[str] = set()
+        self._averaged: dict[str, torch.Tensor | None] = {}
+        self._looked_at: set[str] = set()
 
     def __enter__(self):
-        self._averaged = set()
+        self._averaged = {}
         return super().__enter__()
 
     def _pyro_sample(self, msg) -> None:
@@ -52,19 +53,35 @@ class SymmetrizeMessenger(Messenger):
             return
         name = msg["name"]
         if isinstance(msg["fn"], dist.Delta):
-            self._check_delta(name)
+            self._check_delta(name, msg["fn"].v)
             return
         # AutoNormal draws "<site>_unconstrained" and puts a Delta of its image on the site itself.
         site = name.removesuffix(AUXILIARY) if msg["infer"].get("is_auxiliary") else name
+        if site not in self._looked_at:  # once, since it costs as much as the average
+            self._looked_at.add(site)
+            warn_if_wide({site: (msg["fn"], self.symmetry[site])}, stacklevel=2)
         msg["fn"] = average_site(site, msg["fn"], self.symmetry, self.rule)
-        self._averaged.add(site)
+        self._averaged[site] = None
 
-    def _check_delta(self, name: str) -> None:
+    def _pyro_post_sample(self, msg) -> None:
+        if msg["infer"].get("is_auxiliary"):
+            self._averaged[msg["name"].removesuffix(AUXILIARY)] = msg["value"]
+
+    def _check_delta(self, name: str, value: torch.Tensor) -> None:
         if name not in self._averaged:
             raise SymmetryError(
                 f"Expected a distribution with a density at site {name!r} of the guide; got a Delta, which no average "
-                f"reaches. Use pe.AutoSymmetricNormal(model, symmetry) instead of this guide."
+                f"reaches. Use pe.AutoSymmetricNormal(model, symmetry) instead of this guide, or pe.AutoOrbitMixture."
             )
+        unconstrained = self._averaged[name]
+        moved_as_it_is = unconstrained is None or self.symmetry[name].space == "unconstrained" or value is unconstrained
+        if moved_as_it_is or torch.equal(value, unconstrained) or self.symmetry[name].is_permutation:
+            return
+        raise SymmetryError(
+            f"Expected site {name!r}, which is constrained, to be moved by permutations; got {self.symmetry[name]}, "
+            f"which does not pass through its transform. Say that it acts on unconstrained values: "
+            f"rep.on_unconstrained()."
+        )
 
 
 class AugmentMessenger(Messenger):
@@ -229,8 +246,8 @@ def symmetrize(fn: Callable | None = None, symmetry: Symmetry | None = None, rul
     >>> swap = pe.Symmetry(pe.SymmetricGroup(2), {"z": pe.permutation(pe.SymmetricGroup(2))})
     >>> @pe.handlers.symmetrize(symmetry=swap)
     ... def guide():
-    ...     return pyro.sample("z", dist.Normal(torch.tensor([0.0, 2.0]), 1e-9).to_event(1))
-    >>> guide().round().tolist()
+    ...     return pyro.sample("z", dist.Normal(torch.tensor([0.0, 2.0]), 0.5).to_event(1))
+    >>> pyro.poutine.trace(guide).get_trace().nodes["z"]["fn"].mean.tolist()
     [1.0, 1.0]
     """
     return _wrap(SymmetrizeMessenger(_needed(symmetry), rule), fn)

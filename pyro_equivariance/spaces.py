@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from .errors import SymmetryError
-from .representations import Pullback, Representation, matrix
+from .representations import Product, Pullback, Representation, matrix
 
 COMMUTES = 1e-4
 
@@ -101,6 +101,31 @@ def site_space(name: str, support, rep: Representation, shape: torch.Size) -> Sp
     )
 
 
+def check_transforms(name: str, transforms, rep: Representation, shape: torch.Size) -> None:
+    """Raise unless an action on a site's values is the same action on what the site is transformed from.
+
+    :raises SymmetryError: for transforms that it does not pass through, as stick-breaking or signs of positive values.
+    """
+    if rep.space == "unconstrained":
+        return
+    transform = torch.distributions.ComposeTransform(list(transforms))
+    identity = all(_is_identity(part) for part in transforms)
+    if not identity and not (
+        transform.domain.event_dim == 0 and rep.is_permutation and _commutes(transform, rep, shape)
+    ):
+        raise SymmetryError(
+            f"Expected site {name!r} to be transformed entry by entry, and moved by permutations; {rep} does not pass "
+            f"through {transform}. Use pe.AutoSymmetricMultivariateNormal or pe.AutoOrbitMixture for simplices, or say "
+            f"that the action is on unconstrained values: rep.on_unconstrained()."
+        )
+
+
+def _is_identity(transform: Transform) -> bool:
+    while isinstance(transform, torch.distributions.transforms.IndependentTransform):
+        transform = transform.base_transform
+    return isinstance(transform, torch.distributions.ComposeTransform) and all(map(_is_identity, transform.parts))
+
+
 def _commutes(transform: Transform, rep: Representation, shape: torch.Size) -> bool:
     u = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     value = transform(u)
@@ -123,8 +148,6 @@ def _on_log_ratios(name: str, rep: Representation) -> Representation:
 
 def _last_axis(rep: Representation) -> tuple[Representation, ...]:
     """``rep`` as what acts on the axes before the last, if there are any, and what acts on the last."""
-    from .representations import Product
-
     if isinstance(rep, Product) and len(rep.right.event_shape) == 1:
         return rep.left, rep.right
     if isinstance(rep, Pullback) and isinstance(rep.base, Product):

@@ -1,14 +1,19 @@
 """Averages of a distribution over its orbit: pure functions of distributions."""
 
+import warnings
 from collections.abc import Mapping
 
+import pyro.distributions as dist
+import torch
 from pyro.distributions import Distribution
 
-from .errors import SymmetryError, check_option
+from .errors import SymmetryError, WideOrbitWarning, check_option
 from .families import orbit_mean
 from .representations import Representation
+from .spaces import check_transforms
 from .symmetry import Symmetry
 
+WIDE = 3.0
 RULES = {"geometric": "natural", "arithmetic": "mean", "projection": "standard"}
 
 
@@ -22,7 +27,9 @@ def average(q, rep: Representation | Symmetry, rule: str = "geometric"):
     - ``projection``: mean of the constructor's parameters, for a Normal of ``(μ, σ)``.
 
     All three are invariant, idempotent, the identity on an invariant ``q``, and differentiable;
-    ``σ_geometric ≤ σ_projection ≤ σ_arithmetic``.
+    ``σ_geometric ≤ σ_projection ≤ σ_arithmetic``. Where the means of the moved copies lie further apart than their
+    scales reach, all three are poor stand-ins for the copies; this warns (see :func:`orbit_spread`), and
+    :class:`~pyro_equivariance.OrbitMixture` is what to use.
 
     :param q: a distribution of shape ``(..., *rep.event_shape)``, or a dict of them with a :class:`Symmetry`.
     :param rep: the representation that moves ``q``, or the symmetry of the dict's sites.
@@ -40,8 +47,57 @@ def average(q, rep: Representation | Symmetry, rule: str = "geometric"):
     """
     check_option("rule", rule, RULES)
     if isinstance(q, Mapping):
-        return {site: average_site(site, part, rep, rule) for site, part in q.items()}
-    return _average(q, rep, rule)
+        if not isinstance(rep, Symmetry):
+            raise SymmetryError(f"Expected a pe.Symmetry for a dict of distributions; got {rep!r}.")
+        averaged = {site: average_site(site, part, rep, rule) for site, part in q.items()}
+        warn_if_wide({site: (part, rep[site]) for site, part in q.items()})
+        return averaged
+    if not isinstance(rep, Representation):
+        raise SymmetryError(f"Expected a representation for one distribution; got {rep!r}. Symmetries take a dict.")
+    averaged = _average(q, rep, rule)
+    warn_if_wide({"": (q, rep)})
+    return averaged
+
+
+@torch.no_grad()
+def orbit_spread(q: Distribution, rep: Representation) -> float:
+    """How far the means of the moved copies lie apart, in units of their scales.
+
+    The root mean square over entries of ``Var_g[ρ(g) μ]_i / mean_g Var_{ρ(g)_# q}[θ_i]``; 0 for an invariant mean. From
+    about 3 on the copies hardly overlap in any direction that moves.
+
+    >>> import torch, pyro.distributions as dist, pyro_equivariance as pe
+    >>> orbit_spread(dist.Normal(torch.tensor([2.0]), 0.5).to_event(1), pe.vector(pe.SignGroup()))
+    4.0
+    """
+    q = _unconstrained(q)
+    means = rep.orbit(q.mean)
+    variance = rep.modulus(2).mean(q.variance) if rep.is_monomial else q.variance.mean().expand_as(q.variance)
+    if not bool((variance > 0).all()):
+        return 0.0  # points, which have no scale to compare with
+    return float((means.var(0, correction=0) / variance).mean().sqrt())
+
+
+def warn_if_wide(sites: Mapping[str, tuple[Distribution, Representation]], stacklevel: int = 3) -> None:
+    """Warn, with the numbers, if the copies of a site's distribution lie far apart; of several sites the widest."""
+    spreads = {site: orbit_spread(q, rep) for site, (q, rep) in sites.items()}
+    worst = max(spreads, key=spreads.get, default=None)
+    if worst is not None and spreads[worst] > WIDE:
+        where = f" of site {worst!r}" if worst else ""
+        warnings.warn(
+            f"The means of the moved copies{where} lie {spreads[worst]:.1f} standard deviations apart (rms over its "
+            f"entries; above {WIDE:g} they hardly overlap), so their average may lie where none of them has mass. Use "
+            f"pe.OrbitMixture, or pe.AutoOrbitMixture(model, symmetry), which keeps all of them.",
+            WideOrbitWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _unconstrained(q: Distribution) -> Distribution:
+    """The Normal behind a transformed distribution."""
+    while isinstance(q, (torch.distributions.Independent, torch.distributions.TransformedDistribution)):
+        q = q.base_dist
+    return q
 
 
 def average_site(site: str, q: Distribution, symmetry: Symmetry, rule: str) -> Distribution:
@@ -52,6 +108,9 @@ def average_site(site: str, q: Distribution, symmetry: Symmetry, rule: str) -> D
             f"Expected the representation of site {site!r} to act on its whole event {tuple(q.event_shape)}; got "
             f"{rep} on {tuple(rep.event_shape)}. Multiply it by pe.trivial(group, shape) for axes that do not move."
         )
+    if isinstance(q, torch.distributions.TransformedDistribution):
+        check_transforms(site, q.transforms, rep, q.batch_shape + q.event_shape)
+        return dist.TransformedDistribution(_average(q.base_dist, rep, rule), q.transforms)
     return _average(q, rep, rule)
 
 

@@ -320,7 +320,8 @@ class TestPrior:
         (by_name, 0, 8),
         (dist.Normal(ZERO, 0.5), 0, 0.5),
         ({"1.*": by_name, "*": 1.0}, 0, 8),
-    ], ids=str)  # fmt: skip
+    ], ids=["scale", "fan-in", "FanIn", "dict", "dict in a dict", "LearnedScale", "learned", "learned from a callable",
+            "callable", "distribution", "dict of a callable"])  # fmt: skip
     def test_gains_of_normalisations(self, norm, prior, center, deviation):
         """Centred at 1 by the library's priors, never by the user's own; nothing else is."""
         found = moments(prior, normalised(NORMS[norm]()))

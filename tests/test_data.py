@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import itertools
 import json
+import math
 import shutil
 import struct
 import subprocess
@@ -17,8 +19,9 @@ import numpy as np
 import pytest
 import torch
 
+import pyro_equivariance as pe
 from pyro_equivariance import data
-from pyro_equivariance.data import ImageData, check_square, load, split, synthetic
+from pyro_equivariance.data import ImageData, check_square, load, split, synthetic, vortices
 from pyro_equivariance.errors import DataError, OptionError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 5), dtype=np.uint8)
@@ -459,3 +462,85 @@ def test_synthetic_samples_share_one_problem():
 def test_synthetic_refuses_sizes_below_one(name):
     with pytest.raises(OptionError, match=f"{name} to be a positive integer; got 0"):
         synthetic(4, **{name: 0})
+
+
+def test_vortices_are_a_seeded_sample():
+    first, again, other = (vortices(20, size=9, count=2, seed=s) for s in (0, 0, 1))
+    assert [t.dtype for t in first] == [torch.float32] * 2
+    assert first[0].shape == (20, 1, 9, 9) and first[1].shape == (20, 2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.isclose(a, b).all() for a, b in zip(first, other, strict=True))
+
+
+def test_vortices_by_hand():
+    """One pixel and one component at a time, from the places and strengths that the seed gives."""
+    places, strengths = data._draw_vortices(3, 2, torch.Generator().manual_seed(5))
+    images, velocities = vortices(3, size=6, count=2, noise=0.0, seed=5)
+    for n, row, column in itertools.product(range(3), range(6), range(6)):
+        x, y, value = (column + 0.5) / 3 - 1, 1 - (row + 0.5) / 3, 0.0
+        for (px, py), strength in zip(places[n].tolist(), strengths[n].tolist(), strict=True):
+            value += strength * math.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * 0.25**2))
+        assert images[n, 0, row, column] == pytest.approx(value, rel=1e-6, abs=1e-6)
+    for n in range(3):
+        u = np.zeros(2)
+        for (px, py), strength in zip(places[n].tolist(), strengths[n].tolist(), strict=True):
+            dx, dy = 0 - px, 0 - py
+            u += strength / (2 * math.pi) * np.array([-dy, dx]) / (dx**2 + dy**2 + 0.25**2)
+        np.testing.assert_allclose(velocities[n].numpy(), u, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_a_turned_image_has_the_turned_velocity(size):
+    """The vortices are turned by hand, (x, y) to (-y, x); the image and the velocity by the representations."""
+    group = pe.CyclicGroup(4)
+    places, strengths = data._draw_vortices(10, 3, torch.Generator().manual_seed(0))
+    image, velocity = pe.image(group, (1, size, size)), pe.vector(group)
+    upright = data._vorticity(places, strengths, size), data._central_velocity(places, strengths)
+    for turns in range(4):
+        moved = data._vorticity(places, strengths, size), data._central_velocity(places, strengths)
+        torch.testing.assert_close(moved[0], image.act(turns, upright[0]), rtol=0, atol=1e-14)
+        assert torch.equal(moved[1], velocity.act(turns, upright[1]))
+        places = torch.stack([-places[..., 1], places[..., 0]], -1)
+
+
+def test_a_mirrored_image_has_the_opposite_of_the_mirrored_velocity():
+    group = pe.DihedralGroup(1)
+    places, strengths = data._draw_vortices(10, 3, torch.Generator().manual_seed(0))
+    mirrored = places * torch.tensor([-1.0, 1.0])
+    image = pe.image(group, (1, 8, 8)).act(1, data._vorticity(places, strengths, 8))
+    torch.testing.assert_close(data._vorticity(mirrored, strengths, 8), image, rtol=0, atol=1e-14)
+    velocity = pe.vector(group).act(1, data._central_velocity(places, strengths))
+    torch.testing.assert_close(data._central_velocity(mirrored, strengths), -velocity)
+
+
+def test_the_law_of_vortices_has_no_direction():
+    """Places fill the disc evenly, in angle and area; velocities have mean 0 and a multiple of 1 as covariance."""
+    count = 60_000
+    places, strengths = data._draw_vortices(count // 3, 3, torch.Generator().manual_seed(0))
+    x, y = places.flatten(0, 1).unbind(-1)
+    angle, area = torch.atan2(y, x), (x**2 + y**2) / 0.8**2
+    assert area.max() <= 1 and abs(area.mean() - 0.5) < 5 / math.sqrt(12 * count)
+    for k in (1, 2, 3, 4):
+        waves = torch.stack([(k * angle).cos(), (k * angle).sin()])
+        assert waves.mean(1).abs().max() < 5 / math.sqrt(2 * count)
+    u = data._central_velocity(places, strengths)
+    u = u / u.std()
+    assert u.mean(0).abs().max() < 5 / math.sqrt(len(u))
+    assert (u.T.cov() - torch.eye(2)).abs().max() < 0.06
+
+
+def test_noise_of_vortices_is_independent_of_them():
+    clean, noisy, loud = (vortices(2000, noise=noise) for noise in (0.0, 0.1, 0.2))
+    assert torch.equal(clean[0], noisy[0])
+    errors = noisy[1] - clean[1]
+    torch.testing.assert_close(loud[1] - clean[1], 2 * errors)
+    assert errors.std(0).numpy() == pytest.approx([0.1, 0.1], rel=0.08)
+    assert torch.cat([errors, clean[1]], 1).T.corrcoef().triu(1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    "name, value", [("n", 0), ("size", 0), ("count", 1.0), ("noise", -0.1), ("noise", float("nan")), ("noise", "low")]
+)
+def test_vortices_refuse_unusable_options(name, value):
+    with pytest.raises(OptionError, match=f"Expected {name} to be"):
+        vortices(**({"n": 4} | {name: value}))

@@ -532,7 +532,7 @@ UNFIT = {
 def test_constrained_sites_that_the_action_does_not_keep(kind):
     model, rep = UNFIT[kind][0], UNFIT[kind][1]()
     guide = pe.AutoSymmetricNormal(model, pe.Symmetry(rep.group, {"rate": rep}))
-    with pytest.raises(pe.SymmetryError, match="site 'rate' to be real, a simplex, or|categories of the simplex site 'rate'"):
+    with pytest.raises(pe.SymmetryError, match="site 'rate' to be real, a simplex|the simplex site 'rate'"):
         guide()
 
 
@@ -557,7 +557,7 @@ def test_sites_must_fit_the_symmetry():
     turn = torch.stack([third.cos(), -third.sin(), third.sin(), third.cos()]).reshape(2, 2)
     group = pe.CyclicGroup(3)
     rep = pe.matrix(group, torch.stack([torch.eye(2), turn, turn @ turn]))
-    with pytest.raises(pe.ClosednessError, match="site 'plane' to be moved by signed permutations.*AutoSymmetricMultivariateNormal"):
+    with pytest.raises(pe.ClosednessError, match="site 'plane' to be moved by signed perm.*AutoSymmetricMulti"):
         pe.AutoSymmetricNormal(rotated, pe.Symmetry(group, {"plane": rep}))()
     with pytest.raises(pe.OptionError, match="rule"):
         pe.AutoSymmetricNormal(two_sites, symmetry, rule="median")

@@ -128,6 +128,7 @@ class TestFormulas:
                              "projection": pytest.approx([4.0] * 2)}  # fmt: skip
         assert locs == {"geometric": pytest.approx([0.4] * 2), "arithmetic": [2.0] * 2, "projection": [2.0] * 2}
 
+    @pytest.mark.filterwarnings("ignore::pyro_equivariance.errors.WideOrbitWarning")
     def test_signs_keep_scales_and_centre_means(self, rule):
         flip = pe.signed_permutation(pe.SignGroup(), [[0, 1]] * 2, [[1, 1], [-1, 1]])
         average = pe.average(dist.Normal(torch.tensor([3.0, 4.0]), torch.tensor([0.5, 2.0])), flip, rule)

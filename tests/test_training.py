@@ -458,6 +458,7 @@ def test_symmetrize_at_is_a_value():
     assert pe.SymmetrizeAt(1, symmetry) != pe.SymmetrizeAt(2, symmetry)
 
 
+@pytest.mark.filterwarnings("ignore::pyro_equivariance.errors.WideOrbitWarning")
 def test_symmetrize_at_an_accuracy():
     """At the first epoch whose start finds the training data right often enough, and never again."""
     net, batch = conv_net(), images()

@@ -72,6 +72,7 @@ def network_symmetry(
     inputs = _inputs(group, input_shape, inputs)
     walk = _walk(net, inputs, hidden, outputs, sites or {}, features or {})
     _check_outputs(walk.end, outputs)
+    _check_sites(net, walk.sites)
     return Symmetry(group, walk.sites, inputs=inputs, outputs=outputs, features=walk.features)
 
 
@@ -281,6 +282,16 @@ def _check_outputs(end, outputs: Representation | None) -> None:
         )
 
 
+def _check_sites(net: nn.Module, sites) -> None:
+    """Raise if a layer's parameter is computed from another one."""
+    known = dict(net.named_parameters(remove_duplicate=False))
+    if computed := [site for site in sites if site not in known]:
+        raise LayerError(
+            f"Expected {computed[0]!r} to be a parameter of the network; it is computed from others, as in pruned or "
+            f"parametrized layers. Make it a plain one (torch.nn.utils.prune.remove, remove_parametrizations)."
+        )
+
+
 def _name(target) -> str:
     return target if isinstance(target, str) else target.__name__
 
@@ -304,6 +315,6 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             module_qualified_name in self._given
-            or type(m) in LAYERS
+            or isinstance(m, tuple(LAYERS))  # a subclass may do something else, which the rule then says
             or super().is_leaf_module(m, module_qualified_name)
         )
