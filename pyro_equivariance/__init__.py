@@ -4,7 +4,7 @@ import importlib
 
 from . import data, handlers, metrics
 from .distributions import OrbitMixture
-from .errors import ClosednessError, DataError, LayerError, OptionError, SymmetryError
+from .errors import ClosednessError, DataError, LayerError, OptionError, SymmetryError, WideOrbitWarning
 from .expansion import expand, symmetrize_
 from .families import is_closed, kl, mean, natural, push_forward
 from .groups import (
@@ -91,6 +91,7 @@ __all__ = [
     "Symmetry",
     "SymmetrizeAt",
     "SymmetryError",
+    "WideOrbitWarning",
     "angle",
     "average",
     "data",

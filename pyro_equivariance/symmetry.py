@@ -172,8 +172,9 @@ class Symmetry:
             where = f"layer {name!r}" if name else "the network's output"
             element = repr(self.group.names[g]) if self.group.is_finite else "a random element"
             raise LayerError(
-                f"Expected {where} to move with the symmetry; under {element} it is off by {gap:.1e} "
-                f"of its size. Odd sizes before a pooling and strides break rotations: resize, or change the layer."
+                f"Expected {where} to move with the symmetry; under {element} it is off by {gap:.1e} of its size. "
+                f"Odd sizes before a pooling and strides break rotations, and zero padding breaks shifts "
+                f"(padding_mode='circular'): resize, or change the layer."
             )
         return gap
 

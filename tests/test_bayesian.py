@@ -261,7 +261,8 @@ class TestPrior:
         ("learned", None, 0.1),
         (pe.LearnedScale(0.5), 0.5, 0.5),
         ({"*.bias": "learned", "*": pe.LearnedScale(0.5)}, 0.5, 0.1),
-    ], ids=str)  # fmt: skip
+    ], ids=["scale", "fan-in", "FanIn", "dict", "first pattern", "question mark", "distributions by site", "Laplace",
+            "torch's Laplace", "callable", "learned", "LearnedScale", "learned by site"])  # fmt: skip
     def test_moments(self, prior, weight, bias):
         found = moments(prior, small_conv())
         assert [*found] == [name for name, _ in small_conv().named_parameters()]

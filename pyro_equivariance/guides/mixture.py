@@ -127,7 +127,7 @@ class AutoOrbitMixture(AutoJoint):
 
     @torch.no_grad()
     def median(self, *args, **kwargs) -> dict[str, Tensor]:
-        """The median of every entry of the Normal ``q``: the centre of one of the |G| components, a typical value.
+        """The median of every entry of the Normal ``q``: the centre of one of the ``|G|`` components, a typical value.
 
         The medians of the mixture's own entries lie between its modes; ``quantiles([0.5])`` has them.
         """

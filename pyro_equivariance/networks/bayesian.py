@@ -123,7 +123,7 @@ class BayesianNetwork(NetworkModel):
         return True
 
     def check_data(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Raise a :class:`DataError` unless the labels ``y`` of a categorical likelihood are its classes."""
+        """Raise a :class:`DataError` unless ``y`` has the likelihood's shape, and labels are its classes."""
         if y is None:
             return
         with torch.no_grad():
@@ -132,6 +132,7 @@ class BayesianNetwork(NetworkModel):
         expected = x.shape[:1] + law.event_shape
         law = law.base_dist if isinstance(law, dist.Independent) else law
         if not isinstance(law, dist.Categorical):
+            _check_observed(y, expected)
             return
         classes = law.probs.shape[-1]
         if y.is_floating_point() or y.shape != expected:
@@ -171,8 +172,12 @@ def not_a_parameter(site: str) -> SymmetryError:
 
 
 def _check_shape(law: dist.Distribution, y: Tensor | None) -> None:
-    expected = law.batch_shape[-1:] + law.event_shape
-    if y is not None and y.shape != expected:
+    if y is not None:
+        _check_observed(y, law.batch_shape[-1:] + law.event_shape)
+
+
+def _check_observed(y: Tensor, expected: torch.Size) -> None:
+    if y.shape != expected:
         raise DataError(
             f"Expected observations of shape {tuple(expected)} for this output and likelihood; got {tuple(y.shape)}."
         )

@@ -65,8 +65,8 @@ class LearnedScale:
     """Empirical Bayes: ``N(0, s²)`` with one scale ``s`` for each site, which the ELBO learns with the guide.
 
     At its optimum ``s²`` is the mean of ``μ² + σ²`` over the site's entries; it is the same for all of them, so the
-    prior stays invariant under signed permutations of entries. The scales are ``pyro.param``s of the model, so SVI
-    and :func:`~pyro_equivariance.fit` train them.
+    prior stays invariant under signed permutations of entries. The scales are parameters of the model
+    (``pyro.param``), so SVI and :func:`~pyro_equivariance.fit` train them.
 
     :param start: the prior that each scale starts from: a number, ``"fan_in"`` or a callable
         ``(name, parameter) -> distribution``.
@@ -95,6 +95,9 @@ class LearnedScale:
         first = start.variance.mean().sqrt().detach()
         scale = pyro.param(self._prefix + name, first, constraint=constraints.softplus_positive)
         return dist.Normal(start.mean, scale).to_event(parameter.ndim)
+
+    def __repr__(self) -> str:
+        return f"LearnedScale(start={self.start!r})"
 
     def scales(self) -> dict[str, float]:
         """The scale of each site as it is now."""

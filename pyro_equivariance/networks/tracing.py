@@ -91,7 +91,7 @@ def widen_network(
     walk = _walk(net, inputs, "trivial", outputs, {}, {})
     if not walk.reader.last or set(walk.layers) <= walk.reader.last:
         raise LayerError("Expected a network with a hidden layer to expand; got one layer with parameters or none.")
-    if bare := [site for site in walk.sites if site.rpartition(".")[0] not in walk.layers]:
+    if bare := [site for site in walk.sites if not any(site.startswith(f"{layer}.") for layer in walk.layers)]:
         raise LayerError(f"Expected parameters of layers that can be expanded; {bare[0]!r} stands by itself.")
     order, big = len(group), copy.deepcopy(net)
     for name, before_is_hidden in walk.layers.items():
@@ -114,14 +114,19 @@ def _check_runs(big: nn.Module, inputs: Representation) -> None:
         copy.deepcopy(big).eval()(like.new_zeros(1, *inputs.event_shape))
     except RuntimeError as error:
         raise LayerError(
-            f"Expected a network whose layers fit once their channels are repeated; {str(error).splitlines()[0]} "
+            f"Expected a network whose layers fit once their channels are repeated: {str(error).splitlines()[0]}. "
             f"A shortcut from the input needs a convolution or linear layer of its own."
         ) from error
 
 
 def _inputs(group: Group, input_shape, inputs: Representation | None) -> Representation:
     """How one input moves: as given, or by the grid of its shape."""
-    shape = torch.Size(input_shape)
+    shape = torch.Size((input_shape,) if isinstance(input_shape, int) else input_shape)
+    if inputs is not None and inputs.is_approximate:
+        raise SymmetryError(
+            f"Expected inputs that move exactly, to read a network's symmetry; {inputs} interpolates. Use a group of "
+            f"90° turns, or pe.Symmetry(group, {{}}, inputs=...) for augmentation and metrics alone."
+        )
     if inputs is not None and (inputs.event_shape != shape or inputs.group != group):
         raise SymmetryError(f"Expected inputs= of {group} on the input_shape {tuple(shape)}; got {inputs!r} of "
                             f"{inputs.group} on {tuple(inputs.event_shape)}.")  # fmt: skip

@@ -50,7 +50,8 @@ def image(group: Group, shape, interpolation: str | None = None) -> Representati
     if not isinstance(group, (CyclicGroup, DihedralGroup)) or group.n not in (1, 2, 4):
         raise SymmetryError(
             f"Expected a group of 90° rotations and mirrors for images, such as CyclicGroup(4) or DihedralGroup(4); "
-            f"got {group}. For other angles use pe.image(group, shape, interpolation='bilinear'), which is approximate."
+            f"got {group}. For other angles pe.image(group, shape, interpolation='bilinear') is approximate: for "
+            f"augmentation and metrics, not for weights."
         )
     if len(shape) < 2 or (group.n == 4 and shape[-1] != shape[-2]):
         raise SymmetryError(
