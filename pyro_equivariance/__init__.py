@@ -25,6 +25,7 @@ from .guides import (
     AutoSymmetricMultivariateNormal,
     AutoSymmetricNormal,
     FractionOfPrior,
+    SymmetrizedGuide,
 )
 from .networks import BayesianNetwork, FanIn, LearnedScale, NormalLikelihood, Residual, network_symmetry
 from .prediction import lifted_check, orbit_predict, predict
@@ -42,6 +43,7 @@ from .representations import (
     vector,
     volume,
 )
+from .storage import load, save
 from .symmetrize import average
 from .symmetry import Symmetry
 from .training import ExpandAt, FitResult, SymmetrizeAt, fit
@@ -88,6 +90,7 @@ __all__ = [
     "SignGroup",
     "SpecialOrthogonal",
     "SymmetricGroup",
+    "SymmetrizedGuide",
     "Symmetry",
     "SymmetrizeAt",
     "SymmetryError",
@@ -104,6 +107,7 @@ __all__ = [
     "is_closed",
     "kl",
     "lifted_check",
+    "load",
     "matrix",
     "mean",
     "metrics",
@@ -116,6 +120,7 @@ __all__ = [
     "push_forward",
     "quotient",
     "regular",
+    "save",
     "sequence",
     "signed_permutation",
     "symmetrize_",

@@ -21,7 +21,7 @@ RANKS = {
     "symmetrize": 5,
     "handlers": 6,
     "guides": 7,
-    "expansion": 8, "prediction": 8,
+    "expansion": 8, "prediction": 8, "storage": 8,
     "training": 9,
     "diagnostics": 11,
     "plots": 12,

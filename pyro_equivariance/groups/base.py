@@ -223,6 +223,7 @@ class Subgroup(Group):
         self.parent = parent
         self.inclusion = parent._generated(generators)
         self.order = len(self.inclusion)
+        self.parent_generators = tuple(g for g in generators if g != 0)
         self.generators = tuple(self._restrict(torch.tensor([g for g in generators if g != 0])).tolist())
 
     def _restrict(self, parent_elements: Tensor) -> Tensor:

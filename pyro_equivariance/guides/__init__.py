@@ -4,6 +4,7 @@ from .base import AutoDirect, AutoDirectNormal
 from .joint import AutoSymmetricLowRankMultivariateNormal, AutoSymmetricMultivariateNormal
 from .mean_field import AutoExpandedNormal, AutoMeanFieldNormal, AutoSymmetricNormal, FractionOfPrior
 from .mixture import AutoOrbitMixture
+from .wrapped import SymmetrizedGuide
 
 __all__ = [
     "AutoDirect",
@@ -15,4 +16,5 @@ __all__ = [
     "AutoSymmetricMultivariateNormal",
     "AutoSymmetricNormal",
     "FractionOfPrior",
+    "SymmetrizedGuide",
 ]

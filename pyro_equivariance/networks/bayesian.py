@@ -152,6 +152,20 @@ class BayesianNetwork(NetworkModel):
             raise not_a_parameter(site["name"])
         return parameters[site["name"]].detach().clone()
 
+    def learned(self) -> dict[str, float]:
+        """What the model learns by itself, by name: the noise of its likelihood and the scales of its priors."""
+        noise = {"noise": self.likelihood.fitted()} if getattr(self.likelihood, "learned", False) else {}
+        scales = getattr(self.prior, "scales", dict)()
+        return noise | {f"scale.{site}": scale for site, scale in scales.items()}
+
+    def load_learned(self, values: dict[str, float]) -> None:
+        """Put these values back."""
+        for name, value in values.items():
+            if name == "noise":
+                self.likelihood.set(value)
+            else:
+                self.prior.set(name.removeprefix("scale."), value)
+
     def with_net(self, net: nn.Module) -> "BayesianNetwork":
         """The same model (prior rule, likelihood, size) of another network."""
         return BayesianNetwork(net, renewed(self.prior), self.likelihood, self.size, self.channels_last)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
@@ -66,6 +67,12 @@ class NormalLikelihood:
         """The scale as it is now."""
         store = pyro.get_param_store()
         return float(store[self.name].detach()) if self.learned and self.name in store else self.scale
+
+    def set(self, value: float) -> None:
+        """Put the learned scale at a value."""
+        scale = torch.tensor(value)
+        pyro.param(self.name, scale, constraint=constraints.softplus_positive)
+        pyro.get_param_store()[self.name] = scale
 
     def __call__(self, output: Tensor, event_dim: int) -> dist.Distribution:
         scale = self.scale

@@ -105,6 +105,12 @@ class LearnedScale:
         own = [name for name in store if name.startswith(self._prefix)]
         return {name.removeprefix(self._prefix): float(store[name].detach()) for name in own}
 
+    def set(self, site: str, value: float) -> None:
+        """Put one scale at a value."""
+        scale = torch.tensor(value)
+        pyro.param(self._prefix + site, scale, constraint=constraints.softplus_positive)
+        pyro.get_param_store()[self._prefix + site] = scale
+
     def renewed(self) -> "LearnedScale":
         """The same rule with scales of its own, for another network."""
         return LearnedScale(self.start)

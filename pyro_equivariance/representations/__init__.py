@@ -8,18 +8,20 @@ tensor's own size and tables no longer than an axis.
 from .actions import Angle, MatrixRepresentation, SignedPermutation, Trivial
 from .base import DirectSum, Product, Pullback, Representation, Reshaped
 from .builders import angle, matrix, permutation, quotient, regular, signed_permutation, trivial, vector
-from .continuous import homomorphism_error
+from .continuous import InterpolatedImage, Rotation, homomorphism_error
 from .grids import Grid, grid, image, kernel_of, resized, sequence, volume
 
 __all__ = [
     "Angle",
     "DirectSum",
     "Grid",
+    "InterpolatedImage",
     "MatrixRepresentation",
     "Product",
     "Pullback",
     "Representation",
     "Reshaped",
+    "Rotation",
     "SignedPermutation",
     "Trivial",
     "angle",

@@ -1,0 +1,193 @@
+"""A trained guide in a file: saved as plain tensors, numbers and names, restored on a model in another process.
+
+Files hold nothing that runs code when they are read (``torch.load`` with ``weights_only=True``).
+"""
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pyro import poutine
+from pyro.infer import autoguide
+from torch import Tensor
+
+from . import groups, guides, representations
+from .errors import DataError, SymmetryError
+from .networks.bayesian import BayesianNetwork
+from .symmetry import Symmetry
+
+FORMAT = 1
+
+# For each class, the attributes that its constructor takes, in order.
+VALUES: dict[type, tuple[str, ...]] = {
+    groups.CyclicGroup: ("n",),
+    groups.DihedralGroup: ("n",),
+    groups.OctahedralGroup: ("reflections",),
+    groups.PermutationGroup: ("_elements",),
+    groups.ProductGroup: ("left", "right"),
+    groups.SignGroup: (),
+    groups.SpecialOrthogonal: ("n",),
+    groups.Subgroup: ("parent", "parent_generators"),
+    groups.SymmetricGroup: ("n",),
+    representations.Angle: ("group", "_shifts", "_reflections"),
+    representations.DirectSum: ("left", "right"),
+    representations.Grid: ("group", "event_shape", "kind"),
+    representations.InterpolatedImage: ("group", "event_shape", "mode"),
+    representations.MatrixRepresentation: ("group", "_matrices"),
+    representations.Product: ("left", "right"),
+    representations.Pullback: ("group", "base", "homomorphism"),
+    representations.Reshaped: ("base", "event_shape", "_label"),
+    representations.Rotation: ("group",),
+    representations.SignedPermutation: ("group", "_permutations", "_signs", "_label"),
+    representations.Trivial: ("group", "event_shape"),
+    Symmetry: ("group", "sites", "inputs", "outputs", "features"),
+}
+NAMES = {kind.__name__: kind for kind in VALUES}
+
+# For each guide, what it was built with besides the model.
+GUIDES: dict[type, tuple[str, ...]] = {
+    guides.AutoMeanFieldNormal: (),
+    guides.AutoOrbitMixture: ("symmetry", "base", "rank", "max_exact", "samples"),
+    guides.AutoSymmetricLowRankMultivariateNormal: ("symmetry", "rule", "rank"),
+    guides.AutoSymmetricMultivariateNormal: ("symmetry", "rule"),
+    guides.AutoSymmetricNormal: ("symmetry", "rule"),
+    autoguide.AutoDiagonalNormal: (),
+    autoguide.AutoMultivariateNormal: (),
+    autoguide.AutoNormal: (),
+}
+
+
+def save(path: str | os.PathLike, guide, args: tuple = ()) -> None:
+    """Write a guide's parameters, its symmetry and options to a file; :func:`load` restores it on its model.
+
+    The file is written whole or not at all, and holds tensors, numbers and names only.
+
+    :param path: of the file.
+    :param guide: an initialised guide of this package, Pyro's ``AutoNormal``, ``AutoDiagonalNormal`` or
+        ``AutoMultivariateNormal``, or a :class:`~pyro_equivariance.SymmetrizedGuide` of one.
+    :param tuple args: the model's arguments, which :func:`load` needs to run it once; of data the first two rows do.
+    :raises SymmetryError: for another guide, or one without parameters yet.
+
+    >>> import os, tempfile, torch, pyro_equivariance as pe
+    >>> model = pe.BayesianNetwork(torch.nn.Linear(4, 3))
+    >>> guide, args = pe.AutoMeanFieldNormal(model), (torch.zeros(2, 4), torch.zeros(2).long())
+    >>> guide.initialize(*args)
+    >>> path = os.path.join(tempfile.mkdtemp(), "guide.pt")
+    >>> pe.save(path, guide, args)
+    >>> restored = pe.load(path, model)
+    >>> torch.equal(restored.median()["bias"], guide.median()["bias"])
+    True
+    """
+    content = {
+        "format": FORMAT,
+        "guide": _encode_guide(guide),
+        "args": encode(tuple(args)),
+        "parameters": _state(guide),
+    }
+    content["model"] = _learned(guide)
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    torch.save(content, part)
+    os.replace(part, path)
+
+
+def load(path: str | os.PathLike, model: Callable, map_location=None):
+    """Restore a guide that :func:`save` wrote, on its model: it draws and predicts as before, bit for bit.
+
+    :param path: of the file.
+    :param model: the model that the guide was made for, built as then.
+    :param map_location: where the tensors go, as in ``torch.load``; the model must be there.
+    :returns: the guide, with its parameters.
+    :raises DataError: for a file that is no such file, or does not fit the model.
+    """
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+        known = content["format"] == FORMAT
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch.load raises whatever the bytes make it
+        raise DataError(f"Expected {str(path)!r} to be a file of pe.save; it cannot be read as one.") from error
+    if not known:
+        raise DataError(f"Expected {str(path)!r} to be of format {FORMAT}; got {content['format']!r}.")
+    guide = _decode_guide(content["guide"], model)
+    with torch.random.fork_rng(), poutine.block():
+        guide(*decode(content["args"]))
+    _restore(guide, content["parameters"], path)
+    if isinstance(model, BayesianNetwork):
+        model.load_learned(content["model"])
+    return guide
+
+
+def encode(value):
+    """A value as tensors, numbers, strings and lists; groups, representations and symmetries by name and arguments."""
+    if type(value) in VALUES:
+        arguments = [encode(getattr(value, name)) for name in VALUES[type(value)]]
+        return {"kind": type(value).__name__, "arguments": arguments, "space": getattr(value, "space", "constrained")}
+    if isinstance(value, (tuple, list, torch.Size)):
+        return [encode(v) for v in value]
+    if hasattr(value, "items"):
+        return {"items": [[name, encode(v)] for name, v in value.items()]}
+    if value is None or isinstance(value, (Tensor, bool, int, float, str)):
+        return value
+    raise SymmetryError(f"Expected numbers, strings, tensors, groups or representations to save; got {value!r}.")
+
+
+def decode(content):
+    """The inverse of :func:`encode`; sequences become tuples."""
+    if isinstance(content, list):
+        return tuple(decode(v) for v in content)
+    if isinstance(content, dict) and "items" in content:
+        return {name: decode(v) for name, v in content["items"]}
+    if not isinstance(content, dict):
+        return content
+    value = NAMES[content["kind"]](*map(decode, content["arguments"]))
+    return value.on_unconstrained() if content["space"] == "unconstrained" else value
+
+
+def _encode_guide(guide) -> dict:
+    if isinstance(guide, guides.SymmetrizedGuide):
+        inner = _encode_guide(guide.guide)
+        return {"kind": "SymmetrizedGuide", "guide": inner, "options": encode((guide.symmetry, guide.rule))}
+    if type(guide) not in GUIDES:
+        known = ", ".join(kind.__name__ for kind in GUIDES)
+        raise SymmetryError(
+            f"Expected one of the guides {known}, or a SymmetrizedGuide of one, to save; got {type(guide).__name__}. "
+            f"Its guide.state_dict() can be saved with torch.save."
+        )
+    options = [[name, encode(getattr(guide, name))] for name in GUIDES[type(guide)]]
+    return {"kind": type(guide).__name__, "options": {"items": options}}
+
+
+def _decode_guide(content: dict, model: Callable):
+    if content["kind"] == "SymmetrizedGuide":
+        return guides.SymmetrizedGuide(_decode_guide(content["guide"], model), *decode(content["options"]))
+    kind = {k.__name__: k for k in GUIDES}[content["kind"]]
+    return kind(model, **decode(content["options"]))
+
+
+def _state(guide) -> dict[str, Tensor]:
+    state = {name: value.detach().clone() for name, value in guide.named_parameters()}
+    if not state:
+        raise SymmetryError("Expected a guide with parameters to save; call guide.initialize(*args) or train it first.")
+    return state
+
+
+@torch.no_grad()
+def _restore(guide, state: dict[str, Tensor], path) -> None:
+    own = dict(guide.named_parameters())
+    shapes = {name: value.shape for name, value in own.items()}
+    if shapes != {name: value.shape for name, value in state.items()}:
+        odd = sorted(set(shapes.items()) ^ {(name, value.shape) for name, value in state.items()})
+        raise DataError(
+            f"Expected the model that the guide of {str(path)!r} was made for; its sites differ: {odd[0][0]!r}."
+        )
+    for name, value in state.items():
+        own[name].copy_(value)
+
+
+def _learned(guide) -> dict[str, float]:
+    inner = guide.guide if isinstance(guide, guides.SymmetrizedGuide) else guide
+    model = inspect.unwrap(inner.model) if hasattr(inner, "model") else None
+    return model.learned() if isinstance(model, BayesianNetwork) else {}
