@@ -31,8 +31,10 @@ class IsometricLogRatio(Transform):
     Source: Egozcue et al. (2003) "Isometric logratio transformations for compositional data analysis".
 
     >>> import torch
-    >>> IsometricLogRatio()(torch.zeros(2)).tolist() == [1 / 3] * 3
-    False
+    >>> to_simplex = IsometricLogRatio()
+    >>> y = to_simplex.inv(torch.tensor([[0.2, 0.3, 0.5], [0.5, 0.2, 0.3]]))  # the same shares, permuted
+    >>> y.shape, [round(r, 4) for r in y.norm(dim=-1).tolist()]
+    (torch.Size([2, 2]), [0.6493, 0.6493])
     """
 
     domain = constraints.real_vector

@@ -11,21 +11,23 @@ from pathlib import Path
 import torch
 from pyro import poutine
 from pyro.infer import autoguide
+from pyro.poutine.messenger import unwrap
 from torch import Tensor
 
 from . import groups, guides, representations
 from .errors import DataError, SymmetryError
+from .guides.base import _own_name as own_name
 from .networks.bayesian import BayesianNetwork
 from .symmetry import Symmetry
 
 FORMAT = 1
 
-# For each class, the attributes that its constructor takes, in order.
-VALUES: dict[type, tuple[str, ...]] = {
+# For each class, the attributes that its constructor takes, in order, or functions that compute them.
+VALUES: dict[type, tuple[str | Callable, ...]] = {
     groups.CyclicGroup: ("n",),
     groups.DihedralGroup: ("n",),
     groups.OctahedralGroup: ("reflections",),
-    groups.PermutationGroup: ("_elements",),
+    groups.PermutationGroup: (lambda group: [group._elements[g] for g in (0, *group.generators)],),
     groups.ProductGroup: ("left", "right"),
     groups.SignGroup: (),
     groups.SpecialOrthogonal: ("n",),
@@ -89,8 +91,11 @@ def save(path: str | os.PathLike, guide, args: tuple = ()) -> None:
     content["model"] = _learned(guide)
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    torch.save(content, part)
-    os.replace(part, path)
+    try:
+        torch.save(content, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike, model: Callable, map_location=None):
@@ -104,7 +109,7 @@ def load(path: str | os.PathLike, model: Callable, map_location=None):
     """
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
-        known = content["format"] == FORMAT
+        known = bool(content["format"] == FORMAT)
     except FileNotFoundError:
         raise
     except Exception as error:  # torch.load raises whatever the bytes make it
@@ -112,18 +117,24 @@ def load(path: str | os.PathLike, model: Callable, map_location=None):
     if not known:
         raise DataError(f"Expected {str(path)!r} to be of format {FORMAT}; got {content['format']!r}.")
     guide = _decode_guide(content["guide"], model)
-    with torch.random.fork_rng(), poutine.block():
-        guide(*decode(content["args"]))
+    try:
+        with torch.random.fork_rng(), poutine.block():
+            guide(*decode(content["args"]))
+    except Exception as error:  # whatever the model raises
+        raise DataError(
+            f"Expected the model that the guide of {str(path)!r} was made for, and its arguments in pe.save(path, "
+            f"guide, args); running it failed: {str(error).partition(chr(10))[0]}"
+        ) from error
     _restore(guide, content["parameters"], path)
-    if isinstance(model, BayesianNetwork):
-        model.load_learned(content["model"])
+    if (network := _network(model)) is not None:
+        network.load_learned(content["model"])
     return guide
 
 
 def encode(value):
     """A value as tensors, numbers, strings and lists; groups, representations and symmetries by name and arguments."""
     if type(value) in VALUES:
-        arguments = [encode(getattr(value, name)) for name in VALUES[type(value)]]
+        arguments = [encode(a(value) if callable(a) else getattr(value, a)) for a in VALUES[type(value)]]
         return {"kind": type(value).__name__, "arguments": arguments, "space": getattr(value, "space", "constrained")}
     if isinstance(value, (tuple, list, torch.Size)):
         return [encode(v) for v in value]
@@ -164,7 +175,10 @@ def _decode_guide(content: dict, model: Callable):
     if content["kind"] == "SymmetrizedGuide":
         return guides.SymmetrizedGuide(_decode_guide(content["guide"], model), *decode(content["options"]))
     kind = {k.__name__: k for k in GUIDES}[content["kind"]]
-    return kind(model, **decode(content["options"]))
+    guide = kind(model, **decode(content["options"]))
+    if not isinstance(guide, guides.AutoDirect):  # Pyro names all guides of a class alike, and they share parameters
+        guide._pyro_name = own_name(f"Loaded{kind.__name__}")
+    return guide
 
 
 def _state(guide) -> dict[str, Tensor]:
@@ -184,10 +198,22 @@ def _restore(guide, state: dict[str, Tensor], path) -> None:
             f"Expected the model that the guide of {str(path)!r} was made for; its sites differ: {odd[0][0]!r}."
         )
     for name, value in state.items():
-        own[name].copy_(value)
+        own[name].data = value  # as it was, its dtype included
 
 
 def _learned(guide) -> dict[str, float]:
     inner = guide.guide if isinstance(guide, guides.SymmetrizedGuide) else guide
-    model = inspect.unwrap(inner.model) if hasattr(inner, "model") else None
-    return model.learned() if isinstance(model, BayesianNetwork) else {}
+    if inner._model is None:
+        raise SymmetryError(
+            "Expected a guide with its model; got one that has lost it, as pickled guides do, and those of Pyro that "
+            "were copied. Save it before that, or its guide.state_dict() with torch.save."
+        )
+    network = _network(inner.model)
+    return {} if network is None else network.learned()
+
+
+def _network(model: Callable) -> BayesianNetwork | None:
+    """The network behind a model that handlers were wrapped round."""
+    while (inner := inspect.unwrap(unwrap(model))) is not model:
+        model = inner
+    return model if isinstance(model, BayesianNetwork) else None

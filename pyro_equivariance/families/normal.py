@@ -22,18 +22,10 @@ class NormalFamily(Family):
     )
 
     def coordinates(self, q, kind: str) -> tuple[Tensor, ...]:
-        loc, scale = q.loc, q.scale
-        if kind == "natural":
-            precision = scale**-2
-            return loc * precision, -precision / 2
-        return (loc, scale**2 + loc**2) if kind == "mean" else (loc, scale)
+        return to_coordinates(q.loc, q.scale, kind)
 
     def from_coordinates(self, kind: str, coordinates: tuple[Tensor, ...]) -> dist.Normal:
-        first, second = coordinates
-        if kind == "natural":
-            variance = -0.5 / second
-            return dist.Normal(first * variance, variance.sqrt())
-        return dist.Normal(first, (second - first**2).sqrt() if kind == "mean" else second)
+        return dist.Normal(*to_loc_scale(*coordinates, kind))
 
     def actions(self, rep: Representation, kind: str) -> tuple[Representation, ...]:
         if kind == "natural":
@@ -42,6 +34,37 @@ class NormalFamily(Family):
 
     def is_closed(self, rep: Representation) -> bool:
         return rep.is_monomial
+
+    def orbit_mean(self, q, rep: Representation, kind: str) -> dist.Normal:
+        return dist.Normal(*average_loc_scale(q.loc, q.scale, rep, kind))
+
+
+def to_coordinates(loc: Tensor, scale: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """The coordinates of independent Normals."""
+    if kind == "natural":
+        precision = scale.square().reciprocal()
+        return loc * precision, -precision / 2
+    return (loc, scale.square() + loc.square()) if kind == "mean" else (loc, scale)
+
+
+def to_loc_scale(first: Tensor, second: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`to_coordinates`."""
+    if kind == "natural":
+        variance = -0.5 / second
+        return first * variance, variance.sqrt()
+    return first, (second - first.square()).sqrt() if kind == "mean" else second
+
+
+def average_loc_scale(loc: Tensor, scale: Tensor, rep: Representation, kind: str) -> tuple[Tensor, Tensor]:
+    """Location and scale of independent Normals whose coordinates are the mean over the orbit."""
+    first, second = to_coordinates(*torch.broadcast_tensors(loc, scale), kind)
+    if rep.is_permutation:
+        first, second = rep.mean(torch.stack((first, second))).unbind()  # they move alike: one pass
+    else:
+        power = {"natural": 2, "mean": 2, "standard": 1}[kind]
+        moved = rep.dual if kind == "natural" else rep
+        first, second = moved.mean(first), moved.modulus(power).mean(second)
+    return to_loc_scale(first, second, kind)
 
 
 register(torch.distributions.Normal, NormalFamily())

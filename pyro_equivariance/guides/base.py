@@ -1,5 +1,6 @@
 """What the guides share: a name and parameters of their own, where they start, and the spaces of their sites."""
 
+import copy
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable
@@ -57,6 +58,21 @@ class AutoDirect(AutoGuide):
         self._event_dims: dict[str, int] = {}
         self._transforms: dict[str, Transform] = {}
 
+    def __getstate__(self):
+        """As Pyro's, without the model, which need not pickle; but this guide keeps its own."""
+        model, master = self._model, self.master
+        try:
+            return dict(super().__getstate__())
+        finally:
+            self._model, self.master = model, master
+
+    def __deepcopy__(self, memo):
+        """A guide for the same model."""
+        memo[id(self)] = double = type(self).__new__(type(self))
+        double.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        double._model = self._model
+        return double
+
     def __setstate__(self, state):
         """A copy gets a name, and so parameters, of its own."""
         super().__setstate__(state)
@@ -70,6 +86,11 @@ class AutoDirect(AutoGuide):
             self._setup_prototype(*args, **kwargs)
 
     def _setup_prototype(self, *args, **kwargs):
+        if self._model is None:
+            raise SymmetryError(
+                "Expected a guide with its model, which pickling leaves out. Call guide.initialize(*args) before the "
+                "guide is pickled."
+            )
         super()._setup_prototype(*args, **kwargs)
         self._check_latents()
 
@@ -158,18 +179,24 @@ class AutoDirectNormal(AutoDirect):
     def get_posterior(self, name: str) -> dist.Distribution:
         """The distribution that the guide draws the site from, in the site's own (constrained) space."""
         self._need_prototype()
-        normal = self._site_normal(name).to_event(self._event_dims[name])
+        return self._in_its_space(name, self._site_normal(name))
+
+    def _in_its_space(self, name: str, normal: dist.Normal) -> dist.Distribution:
+        normal = normal.to_event(self._event_dims[name])
         if is_real(self.prototype_trace.nodes[name]["fn"].support):
             return normal
         return dist.TransformedDistribution(normal, self._transforms[name])
+
+    def _laws(self) -> dict[str, Callable[[], dist.Distribution]]:
+        """For each site, what makes its distribution once its plates are entered."""
+        return {name: partial(self.get_posterior, name) for name, _ in self._latents()}
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Draw every latent site: a dict by site name."""
         self.initialize(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
-        return {
-            name: self._draw(name, site, partial(self.get_posterior, name), plates) for name, site in self._latents()
-        }
+        laws = self._laws()
+        return {name: self._draw(name, site, laws[name], plates) for name, site in self._latents()}
 
     @torch.no_grad()
     def quantiles(self, quantiles, *args, **kwargs) -> dict[str, Tensor]:
@@ -242,6 +269,11 @@ def _continuous(init_loc_fn: Callable) -> Callable:
         return init_loc_fn(site)
 
     return start
+
+
+def is_subsampled(site: dict) -> bool:
+    """Whether a site lies in a plate of which the model sees a part."""
+    return any(frame.full_size not in (None, frame.size) for frame in site["cond_indep_stack"])
 
 
 def is_real(support) -> bool:

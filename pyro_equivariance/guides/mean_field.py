@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from ..errors import ClosednessError, check_option
-from ..families import is_closed, orbit_mean
+from ..families import is_closed
+from ..families.normal import average_loc_scale, to_coordinates, to_loc_scale
 from ..handlers import ExpandedNetwork
 from ..networks.expanded import SiteExpansion
 from ..representations import Representation
 from ..spaces import Space
 from ..symmetrize import RULES
 from ..symmetry import Symmetry
-from .base import AutoDirectNormal, spaces
+from .base import AutoDirectNormal, is_subsampled, spaces
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,29 @@ class AutoSymmetricNormal(AutoDirectNormal):
         return invariant * (loc.norm() / size if size > 0 else 1.0), scale
 
     def _normal(self, name, loc, scale):
-        return orbit_mean(dist.Normal(loc, scale), self._spaces[name].rep, RULES[self.rule])
+        return dist.Normal(*average_loc_scale(loc, scale, self._spaces[name].rep, RULES[self.rule]))
+
+    def _laws(self):
+        if any(is_subsampled(site) or not self._spaces[name].rep.is_permutation for name, site in self._latents()):
+            return super()._laws()
+        return {name: partial(self._in_its_space, name, q) for name, q in self._all_at_once().items()}
+
+    def _all_at_once(self) -> dict[str, dist.Normal]:
+        """Every site's Normal; what is done entry by entry is done once, on all of them side by side."""
+        names = [name for name, _ in self._latents()]
+        locs, scales = ([attrgetter(name)(part) for name in names] for part in (self.locs, self.scales))
+        flat = (torch.cat([t.flatten() for t in part]) for part in (locs, scales))
+        kind, shapes = RULES[self.rule], [loc.shape for loc in locs]
+        pieces = torch.stack(to_coordinates(*flat, kind)).split([shape.numel() for shape in shapes], 1)
+        means = [
+            self._spaces[name].rep.mean(piece.reshape(2, *shape)).reshape(2, -1)
+            for name, piece, shape in zip(names, pieces, shapes, strict=True)
+        ]
+        averaged = torch.stack(to_loc_scale(*torch.cat(means, 1), kind))
+        parts = averaged.split([shape.numel() for shape in shapes], 1)
+        return {
+            name: dist.Normal(*part.reshape(2, *shape)) for name, part, shape in zip(names, parts, shapes, strict=True)
+        }
 
 
 class AutoExpandedNormal(AutoDirectNormal):

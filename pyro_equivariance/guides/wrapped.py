@@ -1,11 +1,14 @@
 """Any mean-field guide, averaged over the group each time it is called, as a module."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.transforms import biject_to
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
 from .. import handlers
@@ -46,7 +49,9 @@ class SymmetrizedGuide(nn.Module):
 
     def forward(self, *args, **kwargs):
         """What the guide returns, its sites averaged."""
-        with self._averaging:
+        # A GuideMessenger runs the model, whose observations would count as sites of the guide.
+        is_model = isinstance(unwrap(self.guide), GuideMessenger)
+        with poutine.block(hide_fn=_is_observed) if is_model else nullcontext(), self._averaging:
             return self.guide(*args, **kwargs)
 
     def initialize(self, *args, **kwargs) -> None:
@@ -88,6 +93,10 @@ class SymmetrizedGuide(nn.Module):
         transform = biject_to(support)
         identity = torch.equal(transform(probe := torch.ones(unconstrained.shape())), probe)
         return unconstrained if identity else dist.TransformedDistribution(unconstrained, transform)
+
+
+def _is_observed(msg) -> bool:
+    return msg["type"] == "sample" and msg["is_observed"]
 
 
 def _quantile(q: dist.Distribution, levels) -> Tensor:

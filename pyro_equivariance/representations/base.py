@@ -2,12 +2,15 @@
 
 import copy
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..errors import SymmetryError
 from ..groups import Group
+
+MAX_ORBIT_TABLE = 2**20
 
 
 class Representation(ABC):
@@ -109,17 +112,38 @@ class Representation(ABC):
         """The orbit mean ``(1/|G|) Σ_g ρ(g) x``, of the shape of ``x``.
 
         It is the projection onto the invariant tensors, taken along a chain of subgroups
-        (:attr:`~pyro_equivariance.groups.Group.transversals`), and holds a few copies of ``x`` at a time.
+        (:attr:`~pyro_equivariance.groups.Group.transversals`), and holds a few copies of ``x`` at a time; where entries
+        are permuted in orbits of one size, and few, it is the mean over each of these.
         """
         self.check_shape(x)
         self._need_linear("a mean over the orbit")
         self._need_exact("a mean over the orbit")
+        if self._orbits is not None and not (torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()):
+            if len(self._orbits[0]) == 1:
+                return x
+            flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1)
+            return OrbitMean.apply(flat, *(t.to(x.device) for t in self._orbits)).reshape(x.shape)
         for coset in self.group.transversals:
             total = x
             for g in coset[1:]:
                 total = total + self._act(g, x)
             x = total / len(coset)
         return x
+
+    @cached_property
+    def _orbits(self) -> tuple[Tensor, Tensor] | None:
+        """The members of every orbit, ``(size, orbits)``, and the orbit of every entry.
+
+        ``None`` if there are too many entries, or orbits of several sizes.
+        """
+        count = self.event_shape.numel()
+        if not self.is_permutation or not self.group.is_finite or count * len(self.group) > MAX_ORBIT_TABLE:
+            return None
+        first = self.orbit(torch.arange(count).reshape(self.event_shape)).reshape(len(self.group), -1).amin(0)
+        _, orbit_of, sizes = first.unique(return_inverse=True, return_counts=True)
+        if not len(sizes) or bool((sizes != sizes[0]).any()):
+            return None
+        return first.argsort(stable=True).reshape(len(sizes), -1).T.contiguous(), orbit_of
 
     def matrix(self, g: Tensor | int) -> Tensor:
         """The dense matrix of ``ρ(g)`` on the flattened event, shape ``(*g.shape, n, n)``; for small events."""
@@ -182,6 +206,20 @@ class Representation(ABC):
 
     def __hash__(self) -> int:
         return hash((type(self).__name__, self.group, self._key()))
+
+
+class OrbitMean(torch.autograd.Function):
+    """Each entry replaced by the mean over its orbit: an orthogonal projection, so its own derivative's transpose."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, members: Tensor, orbit_of: Tensor) -> Tensor:
+        ctx.save_for_backward(members, orbit_of)
+        means = x.index_select(-1, members.flatten()).unflatten(-1, members.shape).mean(-2)
+        return means.index_select(-1, orbit_of)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return OrbitMean.apply(gradient, *ctx.saved_tensors), None, None
 
 
 class Product(Representation):
