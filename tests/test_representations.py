@@ -92,6 +92,21 @@ class TestLaws:
         assert_close(rep.mean(mean), mean, **EXACT)
         assert_close(rep.orbit(mean), mean.expand(len(rep.group), *mean.shape), **EXACT)
 
+    def test_mean_with_and_without_tables(self, rep, monkeypatch):
+        """Value and both derivatives; the chain of subgroups serves where a table would be too large."""
+        x, weight = vectors(rep, 2).requires_grad_(True), vectors(rep, 2)
+        found = []
+        for largest in (2**20, 0):
+            monkeypatch.setattr("pyro_equivariance.representations.base.MAX_ORBIT_TABLE", largest)
+            vars(rep).pop("_orbits", None)
+            (gradient,) = torch.autograd.grad((rep.mean(x).square() * weight).sum(), x, create_graph=True)
+            (second,) = torch.autograd.grad((gradient * weight).sum(), x)
+            found.append((rep.mean(x), gradient, second, rep._orbits is not None))
+        vars(rep).pop("_orbits", None)
+        assert found[0][3] <= rep.is_permutation and not found[1][3]
+        for ours, theirs in zip(found[0][:3], found[1][:3], strict=True):
+            assert_close(ours, theirs, **EXACT)
+
     def test_dual_pairing(self, rep):
         a, b = vectors(rep, 4), vectors(rep, 4)
         g = rep.group.sample((4,))

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import handlers
 from ..errors import WideOrbitWarning
 from ..expansion import expand
-from ..guides import AutoMeanFieldNormal, AutoSymmetricNormal
+from ..guides import AutoMeanFieldNormal, AutoOrbitMixture, AutoSymmetricNormal
 from ..symmetry import Symmetry
 from ..training import FitResult, SymmetrizeAt, Training, fit
 from .base import Problem
@@ -97,6 +97,15 @@ def always(problem: Problem, seed: int, progress: bool) -> Fitted:
     return Fitted(model, guide, result.history, result.seconds, exact=True)
 
 
+def mixture(problem: Problem, seed: int, progress: bool) -> Fitted:
+    """The orbit mixture of a mean-field Normal, trained on upright images."""
+    net = problem.network(problem.config.width)
+    model = problem.model(net)
+    guide = AutoOrbitMixture(model, problem.symmetry(net, "regular"), **problem.start)
+    result = _fit(problem, model, guide, problem.config.epochs, seed, progress, augmented=False)
+    return Fitted(model, guide, result.history, result.seconds, exact=True)
+
+
 def expansion(problem: Problem, seed: int, progress: bool) -> Fitted:
     """A small network trained for half the epochs, expanded, and trained on with all its parameters free."""
     half = problem.config.epochs // 2
@@ -173,6 +182,7 @@ METHODS = {
             functools.partial(one_shot, rule="projection", hidden="regular"),
         ),
         Method("always", "AutoSymmetricNormal, hidden channels regular", always),
+        Method("mixture", "AutoOrbitMixture of a mean-field Normal, hidden channels regular", mixture),
         Method("expansion", "small network, expanded half way (gcnn), then free", expansion),
         Method("expansion-tied", "expanded network with tied samples (free), from the start", expansion_tied),
     )

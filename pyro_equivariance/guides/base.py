@@ -3,7 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from operator import attrgetter
@@ -21,9 +21,11 @@ from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor
 from torch.distributions import Transform
 
+from ..distributions import joint_representation
 from ..errors import OptionError, SymmetryError
+from ..groups import Group
 from ..networks.bayesian import NetworkModel
-from ..representations import Representation
+from ..representations import Representation, trivial
 from ..spaces import Space, site_space
 from ..symmetry import Symmetry
 
@@ -216,6 +218,15 @@ def spaces(symmetry: Symmetry, latents) -> dict[str, Space]:
         carry over, or one that moves a plate which is subsampled.
     """
     return {name: _space(symmetry, name, site) for name, site in latents}
+
+
+def joint_action(group: Group, spaces: Mapping[str, Space], shapes: Mapping[str, torch.Size]) -> Representation:
+    """The action on all sites as one vector; axes that a site's representation leaves out do not move."""
+    sites = {}
+    for name, space in spaces.items():
+        outer = shapes[name][: len(shapes[name]) - len(space.rep.event_shape)]
+        sites[name] = trivial(group, outer) * space.rep if outer else space.rep
+    return joint_representation(Symmetry(group, sites))
 
 
 def _space(symmetry: Symmetry, name: str, site: dict) -> Space:

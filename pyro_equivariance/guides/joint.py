@@ -11,14 +11,14 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
-from ..distributions import Arranged, joint_representation
+from ..distributions import Arranged
 from ..errors import OptionError, SymmetryError, check_option
 from ..families import is_closed, orbit_mean
-from ..representations import Representation, trivial
+from ..representations import Representation
 from ..spaces import Space
 from ..symmetrize import RULES
 from ..symmetry import Symmetry
-from .base import AutoDirect, is_real, spaces
+from .base import AutoDirect, is_real, joint_action, spaces
 
 
 class AutoJoint(AutoDirect):
@@ -56,16 +56,8 @@ class AutoJoint(AutoDirect):
             self._shapes[name] = loc.shape
             locs.append(loc.flatten())
             scales.append(self._first_scale(site, loc).flatten())
-        self._rep = self._joint()
+        self._rep = joint_action(self.symmetry.group, self._spaces, self._shapes)
         self._make_parameters(torch.cat(locs), torch.cat(scales))
-
-    def _joint(self) -> Representation:
-        """The action on the vector; axes of a site that its representation leaves out do not move."""
-        group, sites = self.symmetry.group, {}
-        for name, space in self._spaces.items():
-            outer = self._shapes[name][: len(self._shapes[name]) - len(space.rep.event_shape)]
-            sites[name] = trivial(group, outer) * space.rep if outer else space.rep
-        return joint_representation(Symmetry(group, sites))
 
     def _slices(self):
         """``(name, site, slice)`` of the vector, site after site."""

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..errors import ClosednessError, check_option
 from ..families import is_closed
-from ..families.normal import average_loc_scale, to_coordinates, to_loc_scale
+from ..families.normal import average_loc_scale
 from ..handlers import ExpandedNetwork
 from ..networks.expanded import SiteExpansion
 from ..representations import Representation
 from ..spaces import Space
 from ..symmetrize import RULES
 from ..symmetry import Symmetry
-from .base import AutoDirectNormal, is_subsampled, spaces
+from .base import AutoDirectNormal, is_subsampled, joint_action, spaces
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class AutoSymmetricNormal(AutoDirectNormal):
         check_option("rule", rule, RULES)
         self.symmetry, self.rule = symmetry, rule
         self._spaces: dict[str, Space] = {}
+        self._joint: Representation | None = None
 
     def _transform(self, name, site):
         self._spaces |= spaces(self.symmetry, [(name, site)])
@@ -117,20 +118,18 @@ class AutoSymmetricNormal(AutoDirectNormal):
         return {name: partial(self._in_its_space, name, q) for name, q in self._all_at_once().items()}
 
     def _all_at_once(self) -> dict[str, dist.Normal]:
-        """Every site's Normal; what is done entry by entry is done once, on all of them side by side."""
-        names = [name for name, _ in self._latents()]
+        """Every site's Normal, the average taken once of all of them side by side."""
+        names = list(self._spaces)
         locs, scales = ([attrgetter(name)(part) for name in names] for part in (self.locs, self.scales))
+        shapes = [loc.shape for loc in locs]
+        if self._joint is None:
+            self._joint = joint_action(self.symmetry.group, self._spaces, dict(zip(names, shapes, strict=True)))
         flat = (torch.cat([t.flatten() for t in part]) for part in (locs, scales))
-        kind, shapes = RULES[self.rule], [loc.shape for loc in locs]
-        pieces = torch.stack(to_coordinates(*flat, kind)).split([shape.numel() for shape in shapes], 1)
-        means = [
-            self._spaces[name].rep.mean(piece.reshape(2, *shape)).reshape(2, -1)
-            for name, piece, shape in zip(names, pieces, shapes, strict=True)
-        ]
-        averaged = torch.stack(to_loc_scale(*torch.cat(means, 1), kind))
-        parts = averaged.split([shape.numel() for shape in shapes], 1)
+        averaged = average_loc_scale(*flat, self._joint, RULES[self.rule])
+        columns = zip(*(t.split([shape.numel() for shape in shapes]) for t in averaged), strict=True)
         return {
-            name: dist.Normal(*part.reshape(2, *shape)) for name, part, shape in zip(names, parts, shapes, strict=True)
+            name: dist.Normal(loc.reshape(shape), scale.reshape(shape))
+            for name, shape, (loc, scale) in zip(names, shapes, columns, strict=True)
         }
 
 

@@ -113,7 +113,7 @@ class Representation(ABC):
 
         It is the projection onto the invariant tensors, taken along a chain of subgroups
         (:attr:`~pyro_equivariance.groups.Group.transversals`), and holds a few copies of ``x`` at a time; where entries
-        are permuted in orbits of one size, and few, it is the mean over each of these.
+        are permuted, and not too many, it is the mean over the orbit of each.
         """
         self.check_shape(x)
         self._need_linear("a mean over the orbit")
@@ -134,16 +134,19 @@ class Representation(ABC):
     def _orbits(self) -> tuple[Tensor, Tensor] | None:
         """The members of every orbit, ``(size, orbits)``, and the orbit of every entry.
 
-        ``None`` if there are too many entries, or orbits of several sizes.
+        Those of smaller orbits are repeated. ``None`` if there are too many entries, or a size does not divide the
+        largest.
         """
         count = self.event_shape.numel()
         if not self.is_permutation or not self.group.is_finite or count * len(self.group) > MAX_ORBIT_TABLE:
             return None
         first = self.orbit(torch.arange(count).reshape(self.event_shape)).reshape(len(self.group), -1).amin(0)
         _, orbit_of, sizes = first.unique(return_inverse=True, return_counts=True)
-        if not len(sizes) or bool((sizes != sizes[0]).any()):
+        if not len(sizes) or bool((sizes.max() % sizes).any()):
             return None
-        return first.argsort(stable=True).reshape(len(sizes), -1).T.contiguous(), orbit_of
+        starts = sizes.cumsum(0) - sizes
+        within = torch.arange(int(sizes.max()))[:, None] % sizes
+        return first.argsort(stable=True)[starts + within], orbit_of
 
     def matrix(self, g: Tensor | int) -> Tensor:
         """The dense matrix of ``ρ(g)`` on the flattened event, shape ``(*g.shape, n, n)``; for small events."""
