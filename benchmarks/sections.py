@@ -8,7 +8,7 @@ import time
 import pyro
 import torch
 
-from . import average, conventions, defect, import_time, invariance, layers, step, vector
+from . import average, conventions, defect, guides, import_time, invariance, layers, step, vector
 
 SECTIONS = {
     "invariance": invariance.run,
@@ -16,6 +16,7 @@ SECTIONS = {
     "conventions": conventions.run,
     "defect": defect.run,
     "vector": vector.run,
+    "guides": guides.run,
     "average": average.run,
     "step": step.run,
     "import_time": import_time.run,
