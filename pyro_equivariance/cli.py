@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", default=default.batch_size, type=int, help="images in a minibatch")
     add("--seeds", default=default.seeds, type=_integers, help="numbers separated by commas")
     add("--kl-weight", default=default.kl_weight, type=float, help="weight of the KL, the same for every method")
+    add("--kl-warmup", default=default.kl_warmup, type=int, help="epochs over which that weight grows from 0")
     add("--likelihood", default=default.likelihood, help=f"how moved copies count: {' or '.join(COUNTING)}")
     add("--learning-rate", default=default.learning_rate, type=float, help="Adam's, with a cosine decay")
     add("--width", default=default.width, type=int, help="channels of the first layer")

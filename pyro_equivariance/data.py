@@ -346,7 +346,7 @@ def _fetch(store, file: str, downloader, logger) -> None:
     except (OSError, ValueError) as e:
         raise DataError(
             f"Expected to download {file!r} from {store.base_url}; {_why(e)}. Consider putting "
-            f"{', '.join(store.registry)} into {str(store.abspath)!r} by hand."
+            f"{', '.join(store.registry)} into {str(store.abspath)!r} by hand, or passing a folder that has them."
         ) from e
     finally:
         logger.setLevel(level)

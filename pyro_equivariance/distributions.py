@@ -244,7 +244,7 @@ class Arranged(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         axes = len(self.inner) + len(self.event_shape)
-        return self._spread(self.base.log_prob(value.flatten(-axes)))
+        return self._spread(self.base.log_prob(value.reshape(value.shape[: value.ndim - axes] + (-1,))))
 
     def entropy(self) -> Tensor:
         return self._spread(self.base.entropy())

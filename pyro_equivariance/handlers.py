@@ -5,6 +5,7 @@ Each messenger moves fields of Pyro's messages only; the mathematics is in
 :mod:`~pyro_equivariance.networks.expanded`. The lower-case functions wrap a model or guide, or decorate it.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
-from .distributions import OrbitPredictive
+from .distributions import OrbitPredictive, Placed
 from .errors import LayerError, OptionError, SymmetryError, check_option
 from .networks.bayesian import BayesianNetwork, NetworkModel, not_a_parameter
 from .networks.expanded import SiteExpansion
@@ -48,12 +49,18 @@ class SymmetrizeMessenger(Messenger):
         self._averaged = {}
         return super().__enter__()
 
+    def __exit__(self, *args):
+        self._averaged = {}
+        return super().__exit__(*args)
+
     def _pyro_sample(self, msg) -> None:
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
             return
         name = msg["name"]
         if isinstance(msg["fn"], dist.Delta):
             self._check_delta(name, msg["fn"].v)
+            # A plain Delta loses the log density of its transform under TraceMeanField_ELBO.
+            msg["fn"] = Placed(msg["fn"].v, msg["fn"].log_density, msg["fn"].event_dim)
             return
         # AutoNormal draws "<site>_unconstrained" and puts a Delta of its image on the site itself.
         site = name.removesuffix(AUXILIARY) if msg["infer"].get("is_auxiliary") else name
@@ -96,7 +103,7 @@ class AugmentMessenger(Messenger):
                 "Expected orbit='full' with likelihood='predictive': the logarithm of a mean over random elements is "
                 "biased. Use orbit='full', or likelihood='mean'."
             )
-        if orbit == "full" and not symmetry.group.is_finite:
+        if (orbit == "full" or likelihood == "sum") and not symmetry.group.is_finite:
             len(symmetry.group)  # raises, naming finite subgroups
         self.symmetry, self.orbit, self.likelihood = symmetry, orbit, likelihood
         self._copies = 0
@@ -134,6 +141,9 @@ class AugmentMessenger(Messenger):
         return group.elements[:, None] if self.orbit == "full" else group.sample((batch,))
 
     def _moved_outputs(self, g, y):
+        outputs = self.symmetry.outputs
+        if outputs is not None and not y.is_floating_point() and y.ndim == 1 + len(outputs.event_shape):
+            return self._flat(outputs.act(g, y))  # counts and the like, not class labels
         return self._flat(self.symmetry.act_outputs(g, y))
 
     def _flat(self, moved: torch.Tensor) -> torch.Tensor:
@@ -145,7 +155,7 @@ class AugmentMessenger(Messenger):
             if msg["value"] is not None or msg["fn"].subsample_size is not None:
                 self._subsampled.add(msg["name"])
         elif msg["is_observed"] and not msg["infer"].get("_deterministic"):
-            if self.likelihood == "predictive":
+            if self.likelihood == "predictive" and getattr(msg["fn"], "_mask", None) is not False:
                 msg["fn"] = self._together(msg)
             msg["scale"] = msg["scale"] * self._weight(msg)
 
@@ -350,11 +360,28 @@ def site_expansions(
     }
     if all(e.is_equivariant for e in expansions.values()):
         _check_expansions(expansions, expanded_symmetry(big, symmetry, arrangement), arrangement)
-    if arrangement == "diagonal" and any(isinstance(m, torch.nn.LayerNorm) for m in model.net.modules()):
-        raise LayerError(
-            "Expected a network without LayerNorm for arrangement='diagonal': it would mix the copies. Use GroupNorm."
-        )
+    if arrangement == "diagonal":
+        _check_diagonal(model, big, symmetry, expansions)
     return expansions
+
+
+@torch.no_grad()
+def _check_diagonal(model: BayesianNetwork, big: BayesianNetwork, symmetry: Symmetry, expansions) -> None:
+    """The large network must be the mean of the small one over the orbit, at its own weights and random inputs."""
+    small = dict(model.net.named_parameters())
+    like = next(iter(small.values()))
+    x = torch.randn(2, *symmetry.inputs.event_shape, generator=torch.Generator().manual_seed(0)).to(like)
+    nets = copy.deepcopy(model.net).eval(), copy.deepcopy(big.net).eval()
+    copies = torch.stack([nets[0](moved) for moved in symmetry.inputs.orbit(x)])
+    if symmetry.outputs is not None:
+        group = symmetry.group
+        copies = symmetry.act_outputs(group.inverse(group.elements)[:, None], copies)
+    found = torch.func.functional_call(nets[1], {n: e.expand(small[n]) for n, e in expansions.items()}, (x,))
+    if (found - copies.mean(0)).abs().max() > 1e-3 * copies.abs().max():
+        raise LayerError(
+            "Expected layers that keep channels apart or mix them linearly, for arrangement='diagonal'; a LayerNorm, a "
+            "softmax over channels or an attention mixes the copies. Use GroupNorm, or arrangement='free'."
+        )
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from .errors import SymmetryError
+from .handlers import ExpandedNetwork
 from .symmetry import Symmetry
 
 
@@ -71,13 +72,25 @@ def lifted_check(model: Callable, guide: Callable, symmetry: Symmetry, x: Tensor
     worst = 0.0
     with evaluating(model):
         for draw in posterior_draws(guide, draws, x):
-            values = {name: site["value"] for name, site in draw.nodes.items() if name in symmetry.sites}
-            upright = _at(model, values, x)
+            values, still = _moving(model, draw, symmetry)
+            upright = _at(model, values | still, x)
             for g in range(1, len(symmetry.group)):
-                moved = _at(model, symmetry.act(g, values), symmetry.act_inputs(g, x))
-                gap = (moved - symmetry.act_outputs(g, upright)).abs().max() / upright.abs().max()
-                worst = max(worst, float(gap))
+                moved = _at(model, symmetry.act(g, values) | still, symmetry.act_inputs(g, x))
+                gap = float((moved - symmetry.act_outputs(g, upright)).abs().max() / upright.abs().max())
+                worst = gap if not gap <= worst else worst  # NaN stays
     return worst
+
+
+def _moving(model: Callable, draw, symmetry: Symmetry) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A draw's latents that the symmetry moves, and those of a tied expansion, which are equivariant as they are."""
+    latents = {
+        n: s["value"] for n, s in draw.nodes.items() if s["type"] == "sample" and not s["infer"].get("is_auxiliary")
+    }
+    moving = {name: value for name, value in latents.items() if name in symmetry.sites}
+    still = {name: value for name, value in latents.items() if name not in symmetry.sites}
+    if still and not isinstance(inspect.unwrap(model), ExpandedNetwork):
+        symmetry[next(iter(still))]  # raises, naming the site and what to add
+    return moving, still
 
 
 def _at(model: Callable, values: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def site_space(name: str, support, rep: Representation, shape: torch.Size) -> Sp
     core = support
     while isinstance(core, constraints.independent):
         core = core.base_constraint
-    transform = biject_to(support)
+    transform = unconstraining(support)
     if core is constraints.real or core is constraints.real_vector or rep.space == "unconstrained":
         return Space(transform, rep)
     if core is constraints.simplex:
@@ -103,6 +103,19 @@ def site_space(name: str, support, rep: Representation, shape: torch.Size) -> Sp
     )
 
 
+def unconstraining(support) -> Transform:
+    """``biject_to(support)`` without shifts by 0 and scalings by 1, so that a LogNormal's is its own exponential."""
+    transform = biject_to(support)
+    parts = transform.parts if isinstance(transform, torch.distributions.ComposeTransform) else [transform]
+    kept = [part for part in parts if not _moves_nothing(part)]
+    return kept[0] if len(kept) == 1 else torch.distributions.ComposeTransform(kept)
+
+
+def _moves_nothing(transform: Transform) -> bool:
+    affine = isinstance(transform, torch.distributions.AffineTransform)
+    return affine and isinstance(transform.loc, (int, float)) and (transform.loc, transform.scale) == (0, 1)
+
+
 def check_transforms(name: str, transforms, rep: Representation, shape: torch.Size) -> None:
     """Raise unless an action on a site's values is the same action on what the site is transformed from.
 
@@ -110,7 +123,7 @@ def check_transforms(name: str, transforms, rep: Representation, shape: torch.Si
     """
     if rep.space == "unconstrained":
         return
-    transform = torch.distributions.ComposeTransform(list(transforms))
+    transform = torch.distributions.ComposeTransform([_entrywise(part) for part in transforms])
     identity = all(_is_identity(part) for part in transforms)
     if not identity and not (
         transform.domain.event_dim == 0 and rep.is_permutation and _commutes(transform, rep, shape)
@@ -120,6 +133,13 @@ def check_transforms(name: str, transforms, rep: Representation, shape: torch.Si
             f"through {transform}. Use pe.AutoSymmetricMultivariateNormal or pe.AutoOrbitMixture for simplices, or say "
             f"that the action is on unconstrained values: rep.on_unconstrained()."
         )
+
+
+def _entrywise(transform: Transform) -> Transform:
+    """The transform of each entry, where several were made one event."""
+    while isinstance(transform, torch.distributions.transforms.IndependentTransform):
+        transform = transform.base_transform
+    return transform
 
 
 def _is_identity(transform: Transform) -> bool:

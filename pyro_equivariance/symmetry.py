@@ -119,6 +119,11 @@ class Symmetry:
                 f"Expected outputs= that permute classes (and places), to move integer labels of shape "
                 f"{tuple(y.shape)}; got {self.outputs}."
             )
+        if y.numel() and (int(y.min()) < 0 or int(y.max()) >= classes):
+            raise SymmetryError(
+                f"Expected integer labels between 0 and {classes - 1} to move them as {self.outputs} does; got "
+                f"{int(y.min())} to {int(y.max())}. Numbers that are no classes are moved as floats: y.float()."
+            )
         axis = -1 - len(places)
         indicators = (
             y.unsqueeze(axis) == torch.arange(classes, device=y.device).reshape(-1, *[1] * len(places))

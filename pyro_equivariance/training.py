@@ -75,7 +75,11 @@ class Training:
         """The fraction of the training data whose most probable class is right, not augmented."""
         x, y = self.data[:2]
         probs = predict(inspect.unwrap(self.model), self.guide, x, draws).mean(0)
-        return float((probs.argmax(-1) == y).double().mean())
+        if y.is_floating_point() or probs.ndim != y.ndim + 1:
+            raise OptionError(
+                "Expected class labels, integers, for a training accuracy; use epoch= with other outputs."
+            )
+        return float((probs.argmax(1) == y).double().mean())
 
     def keep_if_best(self, score: float) -> None:
         """Remember the parameters if their validation score is the lowest so far."""

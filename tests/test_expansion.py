@@ -386,16 +386,30 @@ UNFIT = {
     "concatenated channels": (Joined, "gcnn", r"'c.weight' is not: its channels are not whole blocks"),
     "diagonal with layer norm": (
         lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.LayerNorm((2, 2, 2)), nn.Flatten(), nn.Linear(8, 3)),
-        "diagonal", "without LayerNorm for arrangement='diagonal'"),
+        "diagonal", "for arrangement='diagonal'; a LayerNorm"),
     "a shortcut from the input": (
         lambda: nn.Sequential(pe.Residual(nn.Conv2d(3, 3, 3, padding=1)), nn.Flatten(), nn.Linear(48, 3)),
         "gcnn", "A shortcut from the input needs a convolution"),
+    "tied layers": (lambda: TiedConvolutions(), "gcnn", "some are tied"),
+    "diagonal with a softmax over channels": (
+        lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Softmax(1), nn.Flatten(), nn.Linear(8, 3)),
+        "diagonal", "for arrangement='diagonal'"),
     "a table of positions": (
         lambda: WithPositions(), "gcnn", "'positions' stands by itself"),
     "attention": (
         lambda: nn.Sequential(nn.Flatten(2), nn.Linear(16, 4), nn.MultiheadAttention(4, 1, batch_first=True)),
         "gcnn", "returns one tensor"),
 }  # fmt: skip
+
+
+class TiedConvolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lift, self.a, self.b = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+        self.b.weight, self.head = self.a.weight, nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.b(torch.tanh(self.a(self.lift(x))))).mean((2, 3)))
 
 
 class WithPositions(nn.Module):

@@ -223,6 +223,139 @@ class TestClosedness:
             pe.push_forward(q, rep, 1)
 
 
+LOW_RANK = {
+    "permutation of S4": (lambda: pe.permutation(pe.SymmetricGroup(4)), (), 2),
+    "regular, copies": (lambda: pe.regular(pe.SymmetricGroup(3), 2), (), 1),
+    "signed permutation": (signed_turns, (), 1),
+    "signs, batch": (REPRESENTATIONS["signs"], (3,), 2),
+    "scales": (scaled_swap, (2, 5), 1),
+    "pullback, batch": (REPRESENTATIONS["pullback to a factor"], (2,), 3),
+    "monomial matrix": (lambda: pe.matrix(pe.CyclicGroup(4), rotations(4)), (), 2),
+    "reshape": (lambda: pe.image(pe.CyclicGroup(2), (2, 3)).reshape(6), (2,), 2),
+    "sum": (lambda: signed_turns() + pe.regular(pe.CyclicGroup(4)), (), 2),
+    "order 1": (lambda: pe.regular(pe.CyclicGroup(1), 3), (), 2),
+}
+
+
+def low_rank(rep, batch=(), rank=2):
+    n = rep.event_shape[0]
+    diagonal = 0.3 + torch.rand(*batch, n)
+    return dist.LowRankMultivariateNormal(torch.randn(*batch, n), torch.randn(*batch, n, rank), diagonal)
+
+
+def dense(q):
+    return dist.MultivariateNormal(q.loc, q.covariance_matrix)
+
+
+@pytest.mark.parametrize("case", LOW_RANK)
+class TestLowRank:
+    """Against full-covariance Normals: it has no natural parameters, and its averages have more columns."""
+
+    def pair(self, case):
+        make, batch, rank = LOW_RANK[case]
+        rep = make()
+        return low_rank(rep, batch, rank), rep
+
+    def assert_same(self, found, expected):
+        assert isinstance(found, dist.LowRankMultivariateNormal)
+        assert (found.batch_shape, found.event_shape) == (expected.batch_shape, expected.event_shape)
+        assert_close(found.loc, expected.loc, **SOLVED)
+        assert_close(found.covariance_matrix, expected.covariance_matrix, **SOLVED)
+        assert (found.cov_diag > 0).all()
+
+    def test_standard_coordinates(self, case):
+        q, _ = self.pair(case)
+        family, core, event_dims = unwrap(q)
+        assert core is q and event_dims == 0
+        self.assert_same(family.from_coordinates("standard", family.coordinates(q, "standard")), q)
+
+    def test_push_forward(self, case):
+        q, rep = self.pair(case)
+        for g in range(len(rep.group)):
+            moved = pe.push_forward(q, rep, g)
+            self.assert_same(moved, pe.push_forward(dense(q), rep, g))
+            assert moved.cov_factor.shape == q.cov_factor.shape
+            theta = q.sample((3,))
+            assert_close(moved.log_prob(rep.act(g, theta)), q.log_prob(theta), **SOLVED)
+
+    def test_elements_broadcast(self, case):
+        q, rep = self.pair(case)
+        elements = rep.group.elements.reshape(-1, *[1] * len(q.batch_shape))
+        moved = pe.push_forward(q, rep, elements)
+        assert moved.batch_shape == (len(rep.group), *q.batch_shape)
+        for g in range(len(rep.group)):
+            assert_close(moved.covariance_matrix[g], pe.push_forward(q, rep, g).covariance_matrix, **EXACT)
+
+    @pytest.mark.parametrize("rule", ["projection", "arithmetic"])
+    def test_averages(self, case, rule):
+        """The mean covariance, exactly, from ``|G|`` times the columns; ``arithmetic`` adds ``|G|`` for the means."""
+        q, rep = self.pair(case)
+        average = pe.average(q, rep, rule)
+        self.assert_same(average, pe.average(dense(q), rep, rule))
+        columns = len(rep.group) * (q.cov_factor.shape[-1] + (rule == "arithmetic"))
+        assert average.cov_factor.shape == (*q.loc.shape, columns)
+
+    @pytest.mark.parametrize("rule", ["projection", "arithmetic"])
+    def test_averages_are_invariant_and_idempotent(self, case, rule):
+        q, rep = self.pair(case)
+        average = pe.average(q, rep, rule)
+        theta = torch.randn(3, *q.batch_shape, *q.event_shape)
+        for g in range(len(rep.group)):
+            self.assert_same(pe.push_forward(average, rep, g), average)
+            assert_close(average.log_prob(rep.act(g, theta)), average.log_prob(theta), atol=1e-8, rtol=1e-8)
+        for again in ("projection", "arithmetic"):
+            self.assert_same(pe.average(average, rep, again), average)
+        if len(rep.group) > 1:
+            assert (average.covariance_matrix - q.covariance_matrix).abs().max() > 1e-3
+
+    def test_has_no_natural_parameters(self, case):
+        q, rep = self.pair(case)
+        message = "natural and mean parameters; a low-rank Normal has none. Use rule='projection' or 'arithmetic' for"
+        for call in (lambda: pe.average(q, rep), lambda: pe.average(q, rep, "geometric"),
+                     lambda: pe.natural(q), lambda: pe.mean(q)):  # fmt: skip
+            with pytest.raises(ClosednessError, match=message):
+                call()
+
+    def test_divergence(self, case):
+        (q, rep), (p, _) = self.pair(case), self.pair(case)
+        assert_close(pe.kl(q, p), pe.kl(dense(q), dense(p)), **SOLVED)
+        for g in range(min(len(rep.group), 4)):
+            assert_close(pe.kl(pe.push_forward(q, rep, g), pe.push_forward(p, rep, g)), pe.kl(q, p), **SOLVED)
+
+    @pytest.mark.parametrize("rule", ["projection", "arithmetic"])
+    def test_gradients_reach_every_coordinate(self, case, rule):
+        q, rep = self.pair(case)
+        parameters = [t.detach().requires_grad_() for t in (q.loc, q.cov_factor, q.cov_diag)]
+        average = pe.average(dist.LowRankMultivariateNormal(*parameters), rep, rule)
+        value = average.log_prob(torch.randn(q.loc.shape)).sum()
+        assert all((g.abs() > 0).any() for g in torch.autograd.grad(value, parameters[1:]))
+
+
+class TestLowRankClosedness:
+    @pytest.mark.parametrize("name", SMALL + list(ANGLES))
+    def test_signed_permutations_and_scalings_of_one_axis(self, name):
+        """For those it keeps, ``ρ D ρᵀ`` is diagonal for every diagonal ``D``; the others spoil some."""
+        rep = (REPRESENTATIONS | ANGLES)[name]()
+        n = rep.event_shape.numel()
+        q = dist.LowRankMultivariateNormal(torch.zeros(n), torch.zeros(n, 1), torch.ones(n))
+        kept = False
+        if len(rep.event_shape) == 1 and rep.is_linear:
+            moved = rep.matrix(rep.group.elements) @ torch.diag(torch.arange(1.0, n + 1))
+            moved = moved @ rep.matrix(rep.group.elements).mT
+            kept = bool((moved - torch.diag_embed(moved.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-8)
+        assert pe.is_closed(q, rep) == kept
+
+    @pytest.mark.parametrize("call", [
+        lambda q, rep: pe.push_forward(q, rep, 1), lambda q, rep: pe.average(q, rep, "projection"),
+        lambda q, rep: pe.average(q, rep, "arithmetic"),
+    ])  # fmt: skip
+    def test_turns_by_45_degrees(self, call):
+        turn = pe.matrix(pe.CyclicGroup(8), rotations(8))
+        message = r"keeps a low-rank Normal; matrix\(2\) does not\. Other linear actions spoil its diagonal: use a full"
+        with pytest.raises(ClosednessError, match=message):
+            call(low_rank(turn), turn)
+
+
 class TestUnknownFamilies:
     @pytest.mark.parametrize("call", [pe.natural, pe.mean, lambda q: pe.is_closed(q, pe.trivial(pe.SignGroup(), 2)),
                                       lambda q: pe.kl(q, q)])  # fmt: skip

@@ -591,3 +591,51 @@ def test_upright_data_are_not_enough_for_a_guide_that_is_invariant_only_now():
     torch.testing.assert_close(value, full, rtol=1e-11, atol=0)
     gaps = [(a - b).norm() / b.norm() for a, b in zip(gradient, full_gradient, strict=True)]
     assert max(gaps) > 1e-2
+
+
+# Observations that are integers, and expansions
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float64])
+@pytest.mark.parametrize("batch", [1, 4, 5])
+def test_counts_move_as_numbers(kind, batch):
+    """Also where there are as many data as outputs, so that their shape would fit class labels."""
+    group, seen = pe.CyclicGroup(4), []
+    symmetry = pe.Symmetry(group, {}, inputs=pe.image(group, (1, 4, 4)), outputs=pe.regular(group))
+    x, y = torch.randn(batch, 1, 4, 4), torch.randint(9, (batch, 4)).to(kind)
+    pe.handlers.augment(lambda x, y: seen.append(y), symmetry)(x, y)
+    assert torch.equal(seen[0].reshape(4, batch, 4), torch.stack([y.roll(g, -1) for g in range(4)]))
+
+
+def test_labels_out_of_range_do_not_move():
+    group = pe.CyclicGroup(4)
+    symmetry = pe.Symmetry(group, {}, outputs=pe.regular(group))
+    with pytest.raises(pe.SymmetryError, match=r"labels between 0 and 3 .*; got -1 to 2"):
+        symmetry.act_outputs(1, torch.tensor([-1, 2]))
+
+
+def test_predictive_of_a_tied_expansion():
+    net, (x, y) = small_net(), images()
+    symmetry = pe.network_symmetry(net, pe.CyclicGroup(4), (1, 4, 4), hidden="trivial")
+    model = pe.handlers.expand(pe.BayesianNetwork(net), symmetry)
+    guide = pe.AutoMeanFieldNormal(model)
+    guide.initialize(x, y)
+    draw = poutine.trace(guide).get_trace()
+    found = []
+    for likelihood in ("mean", "predictive"):  # every draw is equivariant, so that they agree
+        fixed = poutine.replay(pe.handlers.augment(model, symmetry, likelihood=likelihood), draw)
+        trace = poutine.trace(fixed).get_trace(x, y)
+        trace.compute_log_prob()
+        found.append(trace.nodes["y"]["log_prob_sum"])
+    torch.testing.assert_close(*found)
+
+
+def test_a_continuous_group_has_no_sum():
+    group = pe.SpecialOrthogonal(2)
+    symmetry = pe.Symmetry(group, {}, inputs=pe.vector(group))
+    for options in ({"orbit": "full"}, {"orbit": "random", "likelihood": "sum"}):
+        with pytest.raises(pe.SymmetryError, match="Expected a finite group"):
+            pe.handlers.augment(lambda x: x, symmetry, **options)
+    x = torch.randn(5, 2)
+    moved = pe.handlers.augment(lambda x: x, symmetry, orbit="random")(x)
+    torch.testing.assert_close(moved.norm(dim=-1), x.norm(dim=-1))

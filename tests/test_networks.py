@@ -13,11 +13,13 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 import pyro_equivariance as pe
 from pyro_equivariance.errors import DataError, LayerError, OptionError, SymmetryError
 from pyro_equivariance.networks import FanIn, Scalar, widen_network
+from pyro_equivariance.networks.layers import LAYERS
 
 C4, D4 = pe.CyclicGroup(4), pe.DihedralGroup(4)
 
@@ -260,6 +262,15 @@ def test_bad_networks(case):
         call()
 
 
+@pytest.fixture
+def case(request):
+    """A network of the catalogue by its name."""
+    return NETWORKS[request.param]()
+
+
+each_case = pytest.mark.parametrize("case", NETWORKS, indirect=True)
+
+
 class TestLaws:
     """For every network of the catalogue; that f(ρ_X(g) x; ρ(g) θ) = ρ_Y(g) f(x; θ) is in test_symmetry."""
 
@@ -274,9 +285,8 @@ class TestLaws:
                 parameter.normal_(std=0.5)
         return guide, symmetry
 
-    @pytest.mark.parametrize("name", NETWORKS)
-    def test_the_averaged_law_is_invariant(self, name):
-        case = NETWORKS[name]()
+    @each_case
+    def test_the_averaged_law_is_invariant(self, case):
         guide, symmetry = self.posterior(case)
         moved = []
         for site, rep in symmetry.sites.items():
@@ -288,11 +298,10 @@ class TestLaws:
             moved += [float((rep.act(g, free) - free).abs().max()) for g in symmetry.group.generators]
         assert max(moved) > 0.1 or isinstance(case.group, pe.SymmetricGroup)  # whose networks treat all points alike
 
-    @pytest.mark.parametrize("name", NETWORKS)
+    @each_case
     @torch.no_grad()
-    def test_the_predictive_is_equivariant(self, name):
+    def test_the_predictive_is_equivariant(self, case):
         """That of the mean weights, and the mean over draws that come with all their moved copies."""
-        case = NETWORKS[name]()
         guide, symmetry = self.posterior(case)
         net, x = case.net.eval(), case.batch(2)
         means = {site: guide.get_posterior(site).base_dist.loc for site in symmetry.sites}
@@ -309,6 +318,154 @@ class TestLaws:
             moved = predictive(symmetry.act_inputs(g, x))
             expected = upright if symmetry.outputs is None else symmetry.outputs.act(g, upright)
             assert_close(moved, expected, rtol=0, atol=1e-10)
+
+
+def at_one_dimension(kind):
+    """How a layer of a kind is built between eight channels, and the axes of its space."""
+    axes = next((int(n) for n in "123" if kind.__name__.endswith(f"{n}d")), 2)
+    name = kind.__name__
+    if name.startswith("Conv"):
+        return kind(8, 8, 3, padding=1), axes
+    if name.startswith("Adaptive"):
+        return kind(2), axes
+    if "Pool" in name:
+        return kind(2), axes
+    if name.startswith(("BatchNorm", "InstanceNorm")):
+        return kind(8, track_running_stats=False, affine=True), axes
+    built = {
+        "GroupNorm": lambda: kind(4, 8), "LayerNorm": lambda: kind((8, 4, 4)), "Softmax": lambda: kind(1),
+        "LogSoftmax": lambda: kind(1), "Upsample": lambda: kind(scale_factor=2), "Linear": lambda: kind(4, 4),
+    }  # fmt: skip
+    return built.get(name, kind)(), axes
+
+
+# Layers that are tested with tokens, in the catalogue.
+ON_TOKENS = {nn.Embedding, nn.MultiheadAttention}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind not in ON_TOKENS], ids=lambda kind: kind.__name__)
+def test_every_kind_of_layer(kind):
+    """Between two layers of eight channels: the action, the averaged law and the predictive, as for the catalogue."""
+    layer, axes = at_one_dimension(kind)
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
+    group = {1: pe.DihedralGroup(1), 2: C4, 3: pe.OctahedralGroup().subgroup([1])}[axes]
+    shape = (1, *[4] * axes)
+    tail = [nn.Flatten(), nn.LazyLinear(3)]
+    net = nn.Sequential(conv(1, 8, 3, padding=1), nn.Tanh(), layer, *tail)
+    if kind is nn.Linear:  # on the last axis of a set of points
+        net, shape = nn.Sequential(nn.Linear(2, 4), layer, nn.Tanh(), *tail), (5, 2)
+    inputs = pe.trivial(group, 5) * pe.vector(group) if kind is nn.Linear else None
+    net(torch.randn(2, *shape))  # the lazy layer finds its size
+    case = Case(net.eval(), group, shape, inputs=inputs)
+    assert case.symmetry.check(net) < 1e-10
+    TestLaws().test_the_averaged_law_is_invariant(case)
+    TestLaws().test_the_predictive_is_equivariant(case)
+
+
+def test_every_layer_of_tokens_is_in_the_catalogue():
+    kinds = {type(m) for make in NETWORKS.values() for m in make().net.modules()}
+    assert kinds >= ON_TOKENS
+
+
+FUNCTIONAL = {
+    "subtraction": lambda x: x - 0.5 * x.tanh(),
+    "a number less features": lambda x: 1 - x,
+    "division and negation": lambda x: -(x / 3),
+    "extrema": lambda x: x.amax((2, 3), keepdim=True) - x.amin((2, 3), keepdim=True),
+    "axes": lambda x: x.flatten(2).transpose(1, 2).permute(0, 2, 1).swapaxes(1, 2),
+    "sizes": lambda x: x.reshape(x.size(0), x.size(1) * x.size(2) * x.size(3)),
+    "shape": lambda x: x.view(x.shape[0], -1),
+    "product": lambda x: x * torch.sigmoid(x),
+    "softmax": lambda x: torch.softmax(x, 1),
+    "concatenation": lambda x: torch.cat([x, x.relu()], 1),
+}
+
+
+class Applies(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(1, 8, 3, padding=1), function
+        self.head = nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.head(torch.flatten(self.function(self.conv(x)), 1))
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_functions_and_methods(name):
+    net = Applies(FUNCTIONAL[name])
+    net(torch.randn(2, 1, 4, 4))
+    assert pe.network_symmetry(net, C4, (1, 4, 4)).check(net) < 1e-10
+
+
+class Tied(nn.Module):
+    """Two linear layers with one weight."""
+
+    def __init__(self, last=False):
+        super().__init__()
+        self.first, self.a, self.b = nn.Linear(2, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        self.head, self.last = nn.Linear(4, 3), last
+
+    def forward(self, x):
+        x = self.b(torch.tanh(self.a(torch.tanh(self.first(x)))))
+        return x if self.last else self.head(torch.tanh(x))
+
+
+class Bare(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.line, self.shift = nn.Linear(2, 2), nn.Parameter(torch.randn(shape))
+
+    def forward(self, x):
+        return self.line(x) + self.shift
+
+
+PLANE = {"inputs": pe.vector(C4)}
+MISREAD = {
+    "tied layers that would need two actions": (Tied(last=True), (2,), PLANE, r"one action on the tied parameters"),
+    "one number added to a vector": (
+        Bare((1,)), (2,), PLANE | {"outputs": pe.vector(C4)}, r"all entries of an axis that is not permuted"),
+    "pooling over an axis without neighbours": (
+        nn.Sequential(nn.Linear(2, 4), nn.AvgPool1d(3, 1, 1), nn.Linear(4, 2)), (5, 2),
+        {"inputs": pe.trivial(C4, 5) * pe.vector(C4)}, r"pooling '1' over a grid.*regular\(4\) has no neighbours"),
+    "a misspelt site": (nn.Linear(2, 3), (2,), PLANE | {"sites": {"wieght": pe.trivial(C4, 3)}}, r"'wieght' is none"),
+    "a misspelt feature": (
+        nn.Linear(2, 3), (2,), PLANE | {"features": {"a": pe.trivial(C4, 3)}}, r"features=.*'a' is none"),
+    "a kernel larger than the image": (
+        nn.Sequential(nn.Conv2d(1, 4, 7), nn.Flatten(), nn.Linear(4, 2)), (1, 4, 4), {}, r"torch says: .*ernel size"),
+    "a module that returns two tensors": (nn.Sequential(nn.Conv2d(1, 4, 1), nn.MaxPool2d(2, return_indices=True)),
+                                          (1, 4, 4), {}, r"can be read on this input"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_networks_that_would_be_misread(name):
+    net, shape, options, match = MISREAD[name]
+    with pytest.raises(SymmetryError, match=match) as error:
+        pe.network_symmetry(net, C4, shape, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_tied_layers_have_one_site():
+    symmetry = pe.network_symmetry(Tied(), C4, (2,), **PLANE)
+    assert "b.weight" not in symmetry.sites and symmetry.check(Tied()) < 1e-12
+
+
+def test_pruned_layers_are_named():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    prune.l1_unstructured(net[0], "weight", 0.3)
+    with pytest.raises(LayerError, match=r"'0.weight' to be a parameter of the network; it is computed from others"):
+        pe.network_symmetry(net, C4, (1, 4, 4))
+
+
+def test_a_subclass_of_a_layer_is_not_taken_for_it():
+    class Masked(nn.Conv2d):
+        pass
+
+    net = nn.Sequential(Masked(1, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    with pytest.raises(LayerError, match=r"'0' is a Masked\. To use it, pass features="):
+        pe.network_symmetry(net, C4, (1, 4, 4))
 
 
 class TestWiden:

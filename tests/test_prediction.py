@@ -323,3 +323,21 @@ def test_lifted_check_of_outputs_that_move():
     assert pe.lifted_check(model, by_hand(net), symmetry, torch.randn(5, 2)) < 1e-12
     invariant = pe.Symmetry(group, symmetry.sites, inputs=symmetry.inputs)
     assert pe.lifted_check(model, by_hand(net), invariant, torch.randn(5, 2)) > 0.1
+
+
+@pytest.mark.parametrize("arrangement", ["free", "gcnn", "diagonal"])
+def test_lifted_check_of_a_tied_expansion(arrangement):
+    """Its sites are those of the small network, and every draw is equivariant as it is."""
+    net, x = small_net(), images()
+    small = pe.network_symmetry(net, pe.CyclicGroup(4), (1, 4, 4), hidden="trivial")
+    model = pe.BayesianNetwork(net)
+    big_model, guide, symmetry = pe.expand(model, mean_field(net), small, arrangement)
+    assert pe.lifted_check(big_model, guide, symmetry, x) < 1e-12
+
+
+def test_lifted_check_needs_every_site():
+    net, x = small_net(), images()
+    symmetry = pe.network_symmetry(net, pe.CyclicGroup(4), (1, 4, 4), hidden="trivial")
+    part = pe.Symmetry(symmetry.group, {"0.weight": symmetry["0.weight"]}, symmetry.inputs)
+    with pytest.raises(pe.SymmetryError, match="representation for site '0.bias'"):
+        pe.lifted_check(pe.BayesianNetwork(net), by_hand(net), part, x)

@@ -1,15 +1,23 @@
-"""The three averages: invariant, idempotent, as their formulas say, and where their divergences are least."""
+"""The three averages: invariant, idempotent, as their formulas say, where their divergences are least, and when they
+warn."""
 
+import warnings
+
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import FAMILIES, multivariate_normal, normal, rotations, scaled_swap, signed_turns
+from pyro.distributions.transforms import biject_to
+from pyro.infer import autoguide
+from pyro.infer.autoguide import init_to_value
 from test_families import EXACT, SOLVED, assert_same_law, moments
 from torch.testing import assert_close
 
 import pyro_equivariance as pe
-from pyro_equivariance.errors import ClosednessError, OptionError, SymmetryError
+from pyro_equivariance.errors import ClosednessError, OptionError, SymmetryError, WideOrbitWarning
 from pyro_equivariance.families.base import unwrap
+from pyro_equivariance.symmetrize import WIDE, orbit_spread
 
 RULES = ("geometric", "arithmetic", "projection")
 NORMALS = [name for name in FAMILIES if name.startswith("Normal")]
@@ -231,3 +239,171 @@ class TestBadInput:
     def test_family(self, rule):
         with pytest.raises(ClosednessError, match="got Gamma"):
             pe.average(dist.Gamma(torch.ones(2), 1.0), signed_turns(), rule)
+
+
+# Wide orbits
+
+SIX = pe.signed_permutation(pe.SignGroup(), [list(range(6))] * 2, [[1] * 6, [-1] * 6])
+NUMBERS = r"copies{} lie 5\.0 standard deviations apart \(rms over its entries; above 3 they hardly overlap\)"
+
+
+def apart(loc=2.0):
+    """THEORY's bimodal target from one of its modes: its copy lies at ``-loc``."""
+    return dist.Normal(torch.full((6,), loc), 0.4).to_event(1)
+
+
+def flipped(*sites):
+    return pe.Symmetry(pe.SignGroup(), dict.fromkeys(sites or ("z",), SIX))
+
+
+def standard():
+    pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+
+
+def by_hand(*args):
+    loc = pyro.param("loc", torch.full((6,), 2.0))
+    scale = pyro.param("scale", torch.full((6,), 0.4), constraint=dist.constraints.positive)
+    return pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+
+def at_two(kind):
+    guide = kind(standard, init_loc_fn=init_to_value(values={"z": torch.full((6,), 2.0)}), init_scale=0.4)
+    guide()
+    return guide
+
+
+GUIDES = {
+    "mean field": lambda: at_two(pe.AutoMeanFieldNormal),
+    "AutoNormal": lambda: at_two(autoguide.AutoNormal),
+    "hand-written": lambda: by_hand,
+}
+WRAPPERS = {
+    "handler": lambda guide: pe.handlers.symmetrize(guide, flipped()),
+    "decorator": lambda guide: pe.handlers.symmetrize(symmetry=flipped())(guide),
+    "module": lambda guide: pe.SymmetrizedGuide(guide, flipped(), "arithmetic"),
+}
+
+
+@pytest.fixture(params=GUIDES)
+def guide(request):
+    return GUIDES[request.param]()
+
+
+class TestWideOrbits:
+    def test_average(self, rule):
+        with pytest.warns(WideOrbitWarning, match=NUMBERS.format("")) as record:
+            average = pe.average(apart(), SIX, rule)
+        assert len(record) == 1 and record[0].filename == __file__
+        assert "pe.OrbitMixture" in str(record[0].message)
+        assert_close(average.mean, torch.zeros(6))
+
+    def test_average_of_sites_names_the_widest(self, rule):
+        laws = {"a": apart(1.8), "z": apart(2.0), "b": apart(0.0)}
+        with pytest.warns(WideOrbitWarning, match=NUMBERS.format(" of site 'z'")) as record:
+            pe.average(laws, flipped(*laws), rule)
+        assert len(record) == 1 and record[0].filename == __file__
+
+    def test_symmetrize_in_place(self, guide, rule):
+        with pytest.warns(WideOrbitWarning, match=NUMBERS.format(" of site 'z'")) as record:
+            pe.symmetrize_(guide, flipped(), rule)
+        assert len(record) == 1 and record[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pe.symmetrize_(guide, flipped(), rule)  # it is invariant now
+
+    @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+    def test_wrapped_guides_warn_once(self, guide, wrap):
+        wrapped = wrap(guide)
+        with pytest.warns(WideOrbitWarning, match=NUMBERS.format(" of site 'z'")) as record:
+            wrapped()
+        assert len(record) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            wrapped(), wrapped()
+        with pytest.warns(WideOrbitWarning):
+            wrap(guide)()
+
+    def test_context_manager(self):
+        averaging = pe.handlers.symmetrize(symmetry=flipped())
+        with pytest.warns(WideOrbitWarning, match=NUMBERS.format(" of site 'z'")), averaging:
+            by_hand()
+        with averaging:
+            by_hand()
+
+    def test_every_wide_site_of_a_guide_is_named(self):
+        def guide():
+            for site, loc in {"a": 2.0, "b": 0.1, "c": 4.0}.items():
+                pyro.sample(site, apart(loc))
+
+        with pytest.warns(WideOrbitWarning) as record:
+            pe.handlers.symmetrize(guide, flipped("a", "b", "c"))()
+        messages = [str(warning.message) for warning in record]
+        assert len(messages) == 2
+        assert "site 'a' lie 5.0 " in messages[0] and "site 'c' lie 10.0 " in messages[1]
+
+    @pytest.mark.parametrize("loc, scale", [(0.0, 0.4), (1.0, 0.4), (1.19, 0.4), (2.0, 0.7), (1e-6, 1e-6)])
+    def test_silent_where_copies_overlap(self, rule, loc, scale):
+        q = dist.Normal(torch.full((6,), loc), scale).to_event(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pe.average(q, SIX, rule)
+            pe.average({"z": q}, flipped(), rule)
+            pe.handlers.symmetrize(lambda: pyro.sample("z", q), flipped(), rule)()
+
+    def test_silent_for_an_invariant_law(self, rule):
+        swap = pe.permutation(pe.SymmetricGroup(2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pe.average(dist.Normal(torch.full((2,), 100.0), 0.01).to_event(1), swap, rule)
+            full = dist.MultivariateNormal(torch.full((2,), 100.0), 1e-4 * torch.eye(2))
+            pe.average(full, swap, rule)
+
+
+class TestOrbitSpread:
+    SWAP = pe.permutation(pe.SymmetricGroup(2))
+    FIRST = pe.signed_permutation(pe.SignGroup(), [[0, 1]] * 2, [[1, 1], [-1, 1]])
+    BY_HAND = {
+        "one entry": (dist.Normal(torch.tensor([2.0]), 0.5), pe.vector(pe.SignGroup()), 4.0),
+        "the bimodal target": (apart(), SIX, 5.0),
+        "swapped": (dist.Normal(torch.tensor([0.0, 4.0]), 1.0), SWAP, 2.0),
+        "swapped, mean variance 5": (dist.Normal(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 3.0])), SWAP, 0.8**0.5),
+        "an entry that stays": (dist.Normal(torch.tensor([3.0, 4.0]), torch.tensor([0.5, 2.0])), FIRST, 18**0.5),
+        "batch": (dist.Normal(torch.tensor([[3.0, 0.0], [0.0, 9.0]]), 0.5), FIRST, 3.0),
+        "invariant mean": (dist.Normal(torch.full((2,), 7.0), torch.tensor([1.0, 3.0])), SWAP, 0.0),
+        "turned, mean variance 2": (
+            dist.MultivariateNormal(torch.tensor([4.0, 0.0]), torch.diag(torch.tensor([1.0, 3.0]))),
+            pe.vector(pe.CyclicGroup(8)),
+            2.0,
+        ),
+        "low rank": (
+            dist.LowRankMultivariateNormal(torch.tensor([0.0, 4.0]), torch.ones(2, 1), torch.tensor([2.0, 4.0])),
+            SWAP,
+            1.0,
+        ),
+        "transformed": (
+            dist.TransformedDistribution(
+                dist.Normal(torch.tensor([0.0, 4.0]), 1.0), [biject_to(dist.constraints.positive)]
+            ),
+            SWAP,
+            2.0,
+        ),
+        "a point": (dist.Delta(torch.tensor([0.0, 4.0])), SWAP, 0.0),
+    }
+
+    @pytest.mark.parametrize("name", BY_HAND)
+    def test_by_hand(self, name):
+        q, rep, expected = self.BY_HAND[name]
+        assert orbit_spread(q, rep) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+    def test_does_not_depend_on_units(self):
+        q, rep = normal(signed_turns(), event_dims=1)
+        scaled = dist.Normal(1e6 * q.base_dist.loc, 1e6 * q.base_dist.scale).to_event(1)
+        assert orbit_spread(scaled, rep) == pytest.approx(orbit_spread(q, rep), rel=1e-9)
+
+    @pytest.mark.parametrize("factor, wide", [(0.999, False), (1.001, True)])
+    def test_threshold(self, factor, wide):
+        q = dist.Normal(torch.tensor([WIDE * factor]), 1.0).to_event(1)
+        with warnings.catch_warnings(record=True) as record:
+            warnings.simplefilter("always")
+            pe.average(q, pe.vector(pe.SignGroup()))
+        assert bool(record) == wide

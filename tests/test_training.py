@@ -483,6 +483,13 @@ def test_accuracy_is_that_of_the_predictive_on_upright_data():
     assert found == [float((net(x).argmax(-1) == y).double().mean())]
 
 
+def test_accuracy_needs_labels():
+    model = pe.BayesianNetwork(nn.Linear(4, 2), likelihood="normal")
+    trigger = pe.SymmetrizeAt(None, pe.Symmetry(pe.CyclicGroup(2), {}), accuracy=0.5)
+    with pytest.raises(OptionError, match="class labels, integers, for a training accuracy"):
+        fit(model, pe.AutoMeanFieldNormal(model), (torch.randn(4, 4), torch.randn(4, 2)), epochs=2, callbacks=[trigger])
+
+
 def test_whichever_comes_first():
     net, batch = conv_net(), images()
     symmetry, when = symmetric(net), []

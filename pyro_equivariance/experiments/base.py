@@ -47,6 +47,7 @@ class Config:
     batch_size: int = 100
     seeds: tuple[int, ...] = (0,)
     kl_weight: float = 0.25
+    kl_warmup: int = 0
     likelihood: str = "mean"
     learning_rate: float = 0.01
     width: int = 32
@@ -68,6 +69,8 @@ class Config:
         for name in positive:
             if not 0 < getattr(self, name) < 2**31:
                 raise OptionError(f"Expected --{name.replace('_', '-')} to be positive; got {getattr(self, name)}.")
+        if self.kl_warmup < 0:
+            raise OptionError(f"Expected --kl-warmup to be at least 0; got {self.kl_warmup}.")
         if self.test_size < 0 or self.threads > 1024:
             raise OptionError(
                 f"Expected --test-size at least 0 and --threads at most 1024; got {self.test_size} and {self.threads}."

@@ -12,7 +12,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
@@ -26,7 +25,7 @@ from ..errors import OptionError, SymmetryError
 from ..groups import Group
 from ..networks.bayesian import NetworkModel
 from ..representations import Representation, trivial
-from ..spaces import Space, site_space
+from ..spaces import Space, site_space, unconstraining
 from ..symmetry import Symmetry
 
 _NAMED: Counter[str] = Counter()
@@ -53,7 +52,7 @@ class AutoDirect(AutoGuide):
         if not callable(init_scale) and not (isinstance(init_scale, (int, float)) and init_scale > 0):
             raise OptionError(f"Expected init_scale to be positive, or a callable from a site; got {init_scale!r}.")
         if init_loc_fn is None:
-            init_loc_fn = model.init_loc_fn if isinstance(model, NetworkModel) else self._usual_start
+            init_loc_fn = _within_support(model.init_loc_fn) if isinstance(model, NetworkModel) else self._usual_start
         super().__init__(InitMessenger(_continuous(init_loc_fn))(model), create_plates=create_plates)
         self._pyro_name = _own_name(type(self).__name__)
         self._init_scale = init_scale
@@ -124,7 +123,7 @@ class AutoDirect(AutoGuide):
         return loc
 
     def _transform(self, name: str, site: dict) -> Transform:
-        return biject_to(site["fn"].support)
+        return unconstraining(site["fn"].support)
 
     def _first_scale(self, site: dict, loc: Tensor) -> Tensor:
         if callable(self._init_scale):
@@ -278,6 +277,16 @@ def _continuous(init_loc_fn: Callable) -> Callable:
                 f"when the guide is first called (guide.initialize(x, y)); otherwise enumerate it out, poutine.block."
             )
         return init_loc_fn(site)
+
+    return start
+
+
+def _within_support(init_loc_fn: Callable) -> Callable:
+    """A network's own value, where the prior allows it."""
+
+    def start(site: dict) -> Tensor:
+        value = init_loc_fn(site)
+        return value if bool(site["fn"].support.check(value).all()) else init_to_feasible(site)
 
     return start
 

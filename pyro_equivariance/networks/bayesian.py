@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from ..errors import DataError, OptionError, SymmetryError
@@ -75,10 +76,20 @@ class BayesianNetwork(NetworkModel):
             raise OptionError(f"Expected size to be the number of data, at least 1, or None; got {size}.")
         self.size = size
         self.channels_last = channels_last
+        with pyro.get_param_store().scope():  # raises now rather than inside a trace, and learns nothing yet
+            for name, parameter in self.net.named_parameters():
+                self.prior_of(name, parameter)
 
     def prior_of(self, name: str, parameter: Tensor) -> dist.Distribution:
         """The prior of one site, whose value has the parameter's shape."""
-        return (gain_prior(self.prior) if name in self._gains else self.prior)(name, parameter)
+        law = (gain_prior(self.prior) if name in self._gains else self.prior)(name, parameter)
+        if not isinstance(law, TorchDistributionMixin) or law.event_shape != parameter.shape:
+            found = f"event shape {tuple(law.event_shape)}" if hasattr(law, "event_shape") else type(law).__name__
+            raise OptionError(
+                f"Expected the prior of site {name!r} to be a distribution of pyro.distributions with event shape "
+                f"{tuple(parameter.shape)}; got {found}. Use .expand(parameter.shape).to_event()."
+            )
+        return law
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         weights = {name: pyro.sample(name, self.prior_of(name, p)) for name, p in self.net.named_parameters()}
@@ -133,6 +144,7 @@ class BayesianNetwork(NetworkModel):
         law = law.base_dist if isinstance(law, dist.Independent) else law
         if not isinstance(law, dist.Categorical):
             _check_observed(y, expected)
+            _check_support(y, law)
             return
         classes = law.probs.shape[-1]
         if y.is_floating_point() or y.shape != expected:
@@ -194,6 +206,17 @@ def _check_observed(y: Tensor, expected: torch.Size) -> None:
     if y.shape != expected:
         raise DataError(
             f"Expected observations of shape {tuple(expected)} for this output and likelihood; got {tuple(y.shape)}."
+        )
+
+
+def _check_support(y: Tensor, law: dist.Distribution) -> None:
+    if isinstance(law, dist.Bernoulli) and not y.is_floating_point():
+        raise DataError(f"Expected observations of a {type(law).__name__} as floats; got {y.dtype}. Use y.float().")
+    inside = law.support.check(y)
+    if not bool(inside.all()):
+        raise DataError(
+            f"Expected observations in the support of a {type(law).__name__}, {law.support}; got "
+            f"{float(y[~inside].flatten()[0]):g}."
         )
 
 

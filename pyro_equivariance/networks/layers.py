@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import LayerError, SymmetryError
-from ..representations import Representation, kernel_of, resized, trivial
+from ..representations import Representation, is_grid, kernel_of, resized, trivial
 from .base import Feature, LayerRule, probe, resample
 
 SHAPES = {1: "sequences (C, L)", 2: "images (C, H, W)", 3: "volumes (C, D, H, W)"}
@@ -65,7 +65,14 @@ class Pooling(LayerRule):
         channels, space = channels_and_space(name, layer, feature)
         if isinstance(layer, _MAXIMA):
             need_permutation(name, feature, "the maximum")
-        return feature.with_factors((channels, _resized(name, space, layer(probe(feature)).shape[2:]))), {}
+        if isinstance(layer, _DROPOUTS):
+            return feature, {}
+        shape = layer(probe(feature)).shape[2:]
+        if not (is_grid(space) or (shape.numel() == 1 and space.is_permutation)):
+            raise LayerError(
+                f"Expected the pooling {name!r} over a grid, or over all places at once; {space} has no neighbours."
+            )
+        return feature.with_factors((channels, _resized(name, space, shape))), {}
 
 
 class Flatten(LayerRule):
@@ -159,7 +166,7 @@ class Attention(LayerRule):
         if not permutes_blocks(hidden, layer.num_heads):
             raise LayerError(
                 f"Expected channels of the attention {name!r} that move head by head; {hidden} does not keep its "
-                f"{layer.num_heads} heads together. Use a multiple of {len(reader.group)} heads, or one."
+                f"{layer.num_heads} heads together. Use, for example, a multiple of {len(reader.group)} heads, or one."
             )
         out = reader.output_channels(name, layer.embed_dim, feature, -1)
         own = {
@@ -203,7 +210,7 @@ class GroupNormalization(LayerRule):
         if not permutes_blocks(channels, layer.num_groups):
             raise LayerError(
                 f"Expected channels that move group by group in {name!r}; {channels} does not keep its "
-                f"{layer.num_groups} groups together. Use a multiple of {len(reader.group)} groups, or one."
+                f"{layer.num_groups} groups together. Use, for example, a multiple of {len(reader.group)}, or one."
             )
         return feature, {parameter: channels for parameter, _ in layer.named_parameters()}
 
@@ -321,8 +328,9 @@ _POINTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
               nn.ReLU6, nn.Hardswish, nn.Hardtanh, nn.LogSigmoid)  # fmt: skip
 _ODD = (nn.Identity, nn.Dropout, nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink)
 _MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _POOLING = (*_MAXIMA, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
-            nn.AdaptiveAvgPool3d, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Upsample)  # fmt: skip
+            nn.AdaptiveAvgPool3d, *_DROPOUTS, nn.Upsample)  # fmt: skip
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 NORMALIZATIONS = (*_BATCH, nn.GroupNorm, nn.LayerNorm)
 

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from ..errors import OptionError, check_option
@@ -106,4 +107,10 @@ class OfOutput:
     likelihood: Callable[[Tensor], dist.Distribution]
 
     def __call__(self, output: Tensor, event_dim: int) -> dist.Distribution:
-        return self.likelihood(output)
+        law = self.likelihood(output)
+        if not isinstance(law, TorchDistributionMixin):
+            raise OptionError(
+                f"Expected the likelihood to return a distribution of pyro.distributions; got {type(law).__module__}."
+                f"{type(law).__name__}."
+            )
+        return law

@@ -56,6 +56,8 @@ class Operations:
         }
 
     def add(self, a, b, alpha=1):
+        if not _features(a, b):
+            return a + b
         if isinstance(a, Feature) and isinstance(b, Feature):
             return _same(a, b, "a sum")
         feature, other = (a, b) if isinstance(a, Feature) else (b, a)
@@ -66,8 +68,10 @@ class Operations:
         return feature
 
     def multiply(self, a, b):
+        if not _features(a, b):
+            return a * b
         if isinstance(a, Feature) and isinstance(b, Feature):
-            return _permuted(_same(a, b, "a product of features"), "a product of features")
+            return _permuted(_same(a, b, "a product"), "a product")
         feature, other = (a, b) if isinstance(a, Feature) else (b, a)
         if isinstance(other, Parameter):
             self._move(other, _aligned(_permuted(feature, "a product with a parameter"), other))
@@ -150,10 +154,15 @@ class Operations:
         raise LayerError("Expected features that are not indexed: the action moves the entries. Use a mean or maximum.")
 
 
+def _features(*values) -> bool:
+    """Whether one of them is a feature; sizes are numbers."""
+    return any(isinstance(value, (Feature, Parameter)) for value in values)
+
+
 def _same(a: Feature, b: Feature, what: str) -> Feature:
     if a.shape != b.shape or not same_action(a.representation, b.representation):
         raise LayerError(
-            f"Expected {what} of features that move alike; they move by {a.representation} and {b.representation}."
+            f"Expected features that move alike in {what}; they move by {a.representation} and {b.representation}."
         )
     return a if a.depth >= b.depth else b
 
@@ -183,7 +192,13 @@ def _aligned(feature: Feature, parameter: Parameter) -> Representation:
         if sizes != tuple(factor.event_shape) and set(sizes) != {1}:
             shape = [0]
             break
-        part = factor if sizes == tuple(factor.event_shape) else trivial(factor.group, sizes)
+        repeated = sizes != tuple(factor.event_shape)
+        if repeated and not factor.is_permutation:
+            raise LayerError(
+                f"Expected the parameter {parameter.name!r} to have all entries of an axis that is not permuted; it "
+                f"has one for {factor}."
+            )
+        part = trivial(factor.group, sizes) if repeated else factor
         result = part if result is None else part * result
     if result is None or shape not in ([], [1]):
         raise LayerError(

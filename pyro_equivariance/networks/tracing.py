@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import fx, nn
@@ -72,8 +73,10 @@ def network_symmetry(
     inputs = _inputs(group, input_shape, inputs)
     walk = _walk(net, inputs, hidden, outputs, sites or {}, features or {})
     _check_outputs(walk.end, outputs)
-    _check_sites(net, walk.sites)
-    return Symmetry(group, walk.sites, inputs=inputs, outputs=outputs, features=walk.features)
+    _check_used(sites or {}, walk.used, "sites")
+    _check_used(features or {}, walk.used, "features")
+    own = _own_sites(net, walk.sites)
+    return Symmetry(group, own, inputs=inputs, outputs=outputs, features=walk.features)
 
 
 def widen_network(
@@ -104,6 +107,8 @@ def widen_network(
             parent, _, leaf = alias.rpartition(".")
             setattr(big.get_submodule(parent), leaf, wide)
     _check_runs(big, inputs)
+    if {name for name, _ in big.named_parameters()} != {name for name, _ in net.named_parameters()}:
+        raise LayerError("Expected layers with parameters of their own, to be expanded; some are tied. Untie them.")
     return big
 
 
@@ -149,15 +154,17 @@ class _Walk(fx.Interpreter):
         self.sites: dict[str, Representation] = {}
         self.features: dict[str, Representation] = {}
         self.layers: dict[str, bool] = {}
+        self.used: set[str] = set()  # names given by hand that were met
         self.end = None
         self._operations = Operations(lambda parameter, rep: self._add_site(parameter.name, rep))
 
     def call_module(self, target, args, kwargs):
-        layer, feature = self.fetch_attr(target), args[0]
+        layer, given = self.fetch_attr(target), [*args, *kwargs.values()]
+        feature = given[0] if given else None
         if target in self._given_features:
             moved, own = self._by_hand(target, layer)
         else:
-            self._check_arguments(target, layer, args)
+            self._check_arguments(target, layer, given)
             moved, own = self._rule(target, layer).read(target, layer, feature, self.reader)
         for parameter, rep in own.items():
             self._add_site(f"{target}.{parameter}", rep)
@@ -172,6 +179,7 @@ class _Walk(fx.Interpreter):
             raise LayerError(f"Expected parameters only; the network uses the buffer {target!r}, which nothing moves.")
         if target in self._given_sites:
             self.sites[target] = self._given_sites[target]
+            self.used.add(target)
         return Parameter(target, value.shape)
 
     def call_function(self, target, args, kwargs):
@@ -204,10 +212,10 @@ class _Walk(fx.Interpreter):
             )
         return LAYERS[type(layer)]
 
-    def _check_arguments(self, name: str, layer: nn.Module, args) -> None:
-        if not isinstance(args[0], Feature):
-            raise LayerError(f"Expected one tensor of features before {name!r}; got {type(args[0]).__name__}.")
-        if len(set(map(id, args))) > 1:
+    def _check_arguments(self, name: str, layer: nn.Module, given) -> None:
+        if not given or not isinstance(given[0], Feature):
+            raise LayerError(f"Expected one tensor of features before {name!r}; got another argument.")
+        if len({id(value) for value in given if isinstance(value, Feature)}) > 1:
             raise LayerError(f"Expected self-attention, of one tensor with itself, in {name!r}; got several tensors.")
 
     def _by_hand(self, name: str, layer: nn.Module) -> tuple[Feature, dict[str, Representation]]:
@@ -215,6 +223,7 @@ class _Walk(fx.Interpreter):
         missing = [site for site in own.values() if site not in self._given_sites]
         if missing:
             raise SymmetryError(f"Expected sites={{{missing[0]!r}: representation}}, since {name!r} is read by hand.")
+        self.used |= {name, *own.values()}
         moved = Feature(factors_of(self._given_features[name]), depth=1)
         return moved, {p: self._given_sites[site] for p, site in own.items()}
 
@@ -231,12 +240,25 @@ def _walk(net, inputs: Representation, hidden, outputs, sites, features) -> _Wal
     traced = _trace(_alone(net) if alone else net, features)
     reader = Reader(inputs.group, hidden, outputs, _last_layers(traced, features))
     walk = _Walk(traced, reader, sites, features)
-    with torch.no_grad():
+    with torch.no_grad(), _in_one_line():
         walk.end = walk.run(Feature(factors_of(inputs)))
     if alone:
         walk.sites = {name.removeprefix(f"{ALONE}."): rep for name, rep in walk.sites.items()}
         walk.features = {}
     return walk
+
+
+@contextmanager
+def _in_one_line():
+    """What torch raises for layers that do not fit, as a :class:`LayerError` of one line."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError, AssertionError, IndexError, AttributeError) as error:
+        said = " ".join(str(error).split("\n")[0].split())
+        raise LayerError(
+            f"Expected a network whose layers can be read on this input; torch says: {said or type(error).__name__}. "
+            f"Build pe.Symmetry(group, sites, inputs=...) by hand if it runs."
+        ) from error
 
 
 def _alone(net: nn.Module) -> nn.Module:
@@ -287,14 +309,35 @@ def _check_outputs(end, outputs: Representation | None) -> None:
         )
 
 
-def _check_sites(net: nn.Module, sites) -> None:
-    """Raise if a layer's parameter is computed from another one."""
+def _check_used(given, used: set[str], what: str) -> None:
+    """Raise for a name given by hand that fits nothing."""
+    if unused := [name for name in given if name not in used]:
+        raise SymmetryError(
+            f"Expected {what}= to name layers that are read by hand or parameters of theirs; {unused[0]!r} is none. "
+            f"A layer is read by hand if features= names it."
+        )
+
+
+def _own_sites(net: nn.Module, sites: dict[str, Representation]) -> dict[str, Representation]:
+    """The sites by the names that ``net.named_parameters()`` has, tied parameters once.
+
+    :raises LayerError: for a parameter that is computed from others, or tied ones that would need two actions.
+    """
     known = dict(net.named_parameters(remove_duplicate=False))
     if computed := [site for site in sites if site not in known]:
         raise LayerError(
             f"Expected {computed[0]!r} to be a parameter of the network; it is computed from others, as in pruned or "
             f"parametrized layers. Make it a plain one (torch.nn.utils.prune.remove, remove_parametrizations)."
         )
+    own, first = {}, {id(parameter): name for name, parameter in reversed(known.items())}
+    for site, rep in sites.items():
+        name = first[id(known[site])]
+        if not same_action(own.setdefault(name, rep), rep):
+            raise LayerError(
+                f"Expected one action on the tied parameters {name!r} and {site!r}; they are used where they would "
+                f"need two. Untie them."
+            )
+    return own
 
 
 def _name(target) -> str:
@@ -304,7 +347,8 @@ def _name(target) -> str:
 def _trace(net: nn.Module, given) -> fx.GraphModule:
     tracer = _Tracer(given)
     try:
-        return fx.GraphModule(net, tracer.trace(net))
+        with _in_one_line():
+            return fx.GraphModule(net, tracer.trace(net))
     except (fx.proxy.TraceError, TypeError) as error:
         raise LayerError(
             f"Expected a network whose forward has no control flow on its inputs; torch.fx says: {error}. "

@@ -9,7 +9,7 @@ from .actions import Angle, MatrixRepresentation, SignedPermutation, Trivial
 from .base import DirectSum, Product, Pullback, Representation, Reshaped
 from .builders import angle, matrix, permutation, quotient, regular, signed_permutation, trivial, vector
 from .continuous import InterpolatedImage, Rotation, homomorphism_error
-from .grids import Grid, grid, image, kernel_of, resized, sequence, volume
+from .grids import Grid, grid, image, is_grid, kernel_of, resized, sequence, volume
 
 __all__ = [
     "Angle",
@@ -28,6 +28,7 @@ __all__ = [
     "grid",
     "homomorphism_error",
     "image",
+    "is_grid",
     "kernel_of",
     "matrix",
     "permutation",

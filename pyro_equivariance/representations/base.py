@@ -312,7 +312,7 @@ class Reshaped(Representation):
     def _act(self, g, x, dim=-1):
         end = x.ndim + dim + 1
         start = end - len(self.event_shape)
-        inner = x.reshape(*x.shape[:start], *self.base.event_shape, *x.shape[end:])
+        inner = x.reshape((*x.shape[:start], *self.base.event_shape, *x.shape[end:]))
         return self.base._act(g, inner, dim).reshape(x.shape)
 
     def _modulus(self, power):

@@ -114,6 +114,11 @@ def volume(group: Group, shape) -> Representation:
     return _with_channels(group, shape, 3, "volume")
 
 
+def is_grid(rep: Representation) -> bool:
+    """Whether neighbouring places stay neighbours: an image, sequence or volume, or axes that do not move."""
+    return isinstance(rep, (Grid, Trivial)) or (isinstance(rep, Pullback) and is_grid(rep.base))
+
+
 def resized(rep: Representation, shape) -> Representation:
     """The same action on a grid of another size.
 
