@@ -88,12 +88,15 @@ class OrbitMixture(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``log q^G(θ)`` for ``θ`` of shape ``(..., *event_shape)``; of a large group see the class."""
-        g = self._all_elements(value) if self.is_exact else self._some_elements(value)
+        if self.is_exact:  # the copies moved back are the copies, in another order
+            return torch.logsumexp(self._log_q(self.rep.orbit(value)), 0) - math.log(len(self.rep.group))
+        g = self._some_elements(value)
         return torch.logsumexp(self._log_q(self._moved_back(g, value)), 0) - math.log(len(g))
 
     def log_densities(self, value: Tensor) -> Tensor:
         """``log q(ρ(g)⁻¹ θ)`` for every ``g``, along a new first axis."""
-        return self._log_q(self._moved_back(self._all_elements(value), value))
+        group = self.rep.group
+        return self._log_q(self.rep.orbit(value))[group.inverse(group.elements).to(value.device)]
 
     @property
     def mean(self) -> Tensor:
@@ -108,10 +111,6 @@ class OrbitMixture(dist.TorchDistribution):
         second = self.rep.modulus(2).mean(self.q.variance + self.q.mean**2)
         return second - self.mean**2
 
-    def _all_elements(self, value: Tensor) -> Tensor:
-        elements = self.rep.group.elements
-        return elements.reshape(-1, *[1] * (value.ndim - len(self.event_shape))).to(value.device)
-
     def _some_elements(self, value: Tensor) -> Tensor:
         if self._drawn is None or self._drawn[0] is not value:
             raise SymmetryError(
@@ -122,8 +121,10 @@ class OrbitMixture(dist.TorchDistribution):
         return torch.cat([g[None], self.rep.group.sample((self.samples - 1, *g.shape)).to(value.device)])
 
     def _log_q(self, copies: Tensor) -> Tensor:
-        """``log q`` of moved copies; for independent Normals what does not depend on them is computed once."""
+        """``log q`` of moved copies; for Normals what does not depend on them is computed once."""
         core = self.q.base_dist if isinstance(self.q, torch.distributions.Independent) else None
+        if type(self.q) is dist.LowRankMultivariateNormal and not self.q.batch_shape:
+            return _low_rank_log_prob(self.q, copies)
         if not isinstance(core, torch.distributions.Normal):
             return self.q.log_prob(copies)
         axes = tuple(range(-len(self.event_shape), 0))
@@ -132,6 +133,17 @@ class OrbitMixture(dist.TorchDistribution):
 
     def _moved_back(self, g: Tensor, value: Tensor) -> Tensor:
         return self.rep.act(self.rep.group.inverse(g), value)
+
+
+def _low_rank_log_prob(q: dist.LowRankMultivariateNormal, values: Tensor) -> Tensor:
+    """``log q`` of many vectors by one product with the factor: Woodbury's identity for ``W Wᵀ + D``."""
+    difference = values - q.loc
+    scaled = difference / q.cov_diag
+    capacitance = q._capacitance_tril
+    reduced = torch.linalg.solve_triangular(capacitance, (scaled @ q.cov_factor).mT, upper=False)
+    squares = (difference * scaled).sum(-1) - reduced.square().sum(-2)
+    log_det = 2 * capacitance.diagonal(dim1=-2, dim2=-1).log().sum(-1) + q.cov_diag.log().sum(-1)
+    return -0.5 * (squares + log_det + q.event_shape[0] * math.log(2 * math.pi))
 
 
 def joint_representation(symmetry: Symmetry, sites=None) -> Representation:

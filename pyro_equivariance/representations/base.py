@@ -106,6 +106,10 @@ class Representation(ABC):
     def orbit(self, x: Tensor) -> Tensor:
         """All moved copies of ``x`` along a new first axis: shape ``(len(group), ..., *event_shape)``."""
         self.check_shape(x)
+        if self._copies is not None and not _is_transformed():
+            flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1)
+            copies = OrbitCopies.apply(flat, *(t.to(x.device) for t in self._copies))
+            return copies.movedim(-2, 0).reshape(len(self.group), *x.shape)
         return torch.stack([self._act(g, x) for g in range(len(self.group))])
 
     def mean(self, x: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ class Representation(ABC):
         self.check_shape(x)
         self._need_linear("a mean over the orbit")
         self._need_exact("a mean over the orbit")
-        if self._orbits is not None and not (torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()):
+        if self._orbits is not None and not _is_transformed():
             if len(self._orbits[0]) == 1:
                 return x
             flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1)
@@ -131,16 +135,28 @@ class Representation(ABC):
         return x
 
     @cached_property
+    def _copies(self) -> tuple[Tensor, Tensor] | None:
+        """Which entry each place of each moved copy is read from, ``(order, entries)``, and the inverse table.
+
+        ``None`` for other actions than permutations, and for too many entries.
+        """
+        count = self.event_shape.numel()
+        if not self.is_permutation or not self.group.is_finite or count * len(self.group) > MAX_ORBIT_TABLE:
+            return None
+        entries = torch.arange(count).reshape(self.event_shape)
+        table = torch.stack([self._act(g, entries).flatten().round().long() for g in range(len(self.group))])
+        return table, table.argsort(-1)
+
+    @cached_property
     def _orbits(self) -> tuple[Tensor, Tensor] | None:
         """The members of every orbit, ``(size, orbits)``, and the orbit of every entry.
 
         Those of smaller orbits are repeated. ``None`` if there are too many entries, or a size does not divide the
         largest.
         """
-        count = self.event_shape.numel()
-        if not self.is_permutation or not self.group.is_finite or count * len(self.group) > MAX_ORBIT_TABLE:
+        if self._copies is None:
             return None
-        first = self.orbit(torch.arange(count).reshape(self.event_shape)).reshape(len(self.group), -1).amin(0)
+        first = self._copies[0].amin(0)
         _, orbit_of, sizes = first.unique(return_inverse=True, return_counts=True)
         if not len(sizes) or bool((sizes.max() % sizes).any()):
             return None
@@ -209,6 +225,40 @@ class Representation(ABC):
 
     def __hash__(self) -> int:
         return hash((type(self).__name__, self.group, self._key()))
+
+
+def _is_transformed() -> bool:
+    """Whether torch traces or transforms the code, which a function with a derivative of its own does not bear."""
+    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+class OrbitCopies(torch.autograd.Function):
+    """All moved copies of vectors ``(..., n)`` under permutations: ``(..., order, n)``, read from a table."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, sources: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(sources, places)
+        return x.index_select(-1, sources.flatten()).unflatten(-1, sources.shape)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        sources, places = ctx.saved_tensors
+        return OrbitSum.apply(gradient, sources, places), None, None
+
+
+class OrbitSum(torch.autograd.Function):
+    """The transpose of :class:`OrbitCopies`: every copy moved back, and their sum."""
+
+    @staticmethod
+    def forward(ctx, copies: Tensor, sources: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(sources, places)
+        rows = torch.arange(len(sources), device=places.device)[:, None] * sources.shape[1]
+        flat = copies.flatten(-2).index_select(-1, (places + rows).flatten())
+        return flat.unflatten(-1, places.shape).sum(-2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return OrbitCopies.apply(gradient, *ctx.saved_tensors), None, None
 
 
 class OrbitMean(torch.autograd.Function):
