@@ -64,6 +64,12 @@ class SymmetrizeMessenger(Messenger):
             return
         # AutoNormal draws "<site>_unconstrained" and puts a Delta of its image on the site itself.
         site = name.removesuffix(AUXILIARY) if msg["infer"].get("is_auxiliary") else name
+        if msg["infer"].get("is_auxiliary") and site == name:
+            raise SymmetryError(
+                f"Expected latent sites that are drawn one by one; this guide draws them together, from {name!r}, which "
+                f"no average by sites reaches. Use pe.AutoSymmetricMultivariateNormal(model, symmetry) instead of it, "
+                f"or pe.AutoOrbitMixture."
+            )
         if site not in self._looked_at:  # once, since it costs as much as the average
             self._looked_at.add(site)
             warn_if_wide({site: (msg["fn"], self.symmetry[site])}, stacklevel=2)

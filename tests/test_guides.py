@@ -590,3 +590,58 @@ def test_a_mean_field_guide_knows_that_an_expanded_network_is_equivariant(arrang
     guide = pe.AutoMeanFieldNormal(pe.handlers.expand(pe.BayesianNetwork(net), symmetry, arrangement))
     assert guide.always_invariant == (arrangement != "row_constant")
     assert not pe.AutoMeanFieldNormal(pe.BayesianNetwork(net)).always_invariant
+
+
+@pytest.mark.parametrize("build", [pe.AutoSymmetricMultivariateNormal, pe.AutoSymmetricLowRankMultivariateNormal])
+def test_sites_that_are_correlated_under_particles(build):
+    """The sites' densities together are that of the vector, one particle by one."""
+    group = pe.SymmetricGroup(3)
+
+    def model():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("three", 3):
+            pyro.sample("b", dist.Gamma(2.0, 1.0))
+            pyro.sample("c", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("d", dist.Normal(0.0, 1.0))
+
+    perm = pe.permutation(group)
+    still = pe.trivial(group, ())
+    symmetry = pe.Symmetry(group, {"a": still, "b": perm, "c": perm * pe.trivial(group, 2), "d": still})
+    guide = build(model, symmetry, rule="projection")
+    guide.initialize()
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    with pyro.plate("particles", 7, dim=-3):
+        trace = poutine.trace(guide).get_trace()
+    trace.compute_log_prob()
+    sites = [trace.nodes[name] for name in "abcd"]
+    total = sum(site["log_prob"].reshape(7, -1).sum(1) for site in sites)
+    values = [site["value"].reshape(7, -1) for site in sites]
+    vectors = torch.cat([values[0], values[1].log(), *values[2:]], 1)
+    expected = guide.get_posterior().log_prob(vectors) - values[1].log().sum(1)
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_joint_latents_are_named_with_the_guide_to_use():
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    symmetry = pe.Symmetry(pe.SignGroup(), {"z": pe.signed_permutation(pe.SignGroup(), [[0, 1]] * 2, [[1, 1], [-1, 1]])})
+    for build in (pyro.infer.autoguide.AutoMultivariateNormal, pyro.infer.autoguide.AutoDiagonalNormal):
+        with pytest.raises(pe.SymmetryError, match=r"drawn one by one; .* Use pe.AutoSymmetricMultivariateNormal"):
+            pe.SymmetrizedGuide(build(model), symmetry)()
+
+
+def test_the_median_is_no_parameter():
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    symmetry = pe.Symmetry(pe.SignGroup(), {"z": pe.signed_permutation(pe.SignGroup(), [[0, 1]] * 2, [[1, 1], [-1, 1]])})
+    guide = pe.AutoOrbitMixture(model, symmetry)
+    guide.initialize()
+    before = guide.median()["z"]
+    kept = before.clone()
+    with torch.no_grad():
+        guide.loc.add_(1.0)
+    assert torch.equal(before, kept) and not before.requires_grad

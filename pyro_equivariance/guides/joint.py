@@ -115,8 +115,7 @@ class AutoSymmetricJoint(AutoJoint):
         inner, event = shape[: len(shape) - event_dim], shape[len(shape) - event_dim :]
         lead = [size for size in law.batch_shape if size > 1]
         if lead:  # particles: to the left of every plate
-            width = self._depth - len(inner)
-            law = law.expand(torch.Size([*lead, *[1] * (width - len(lead))]))
+            law = _at_the_left(law, lead, self._depth - len(inner))
         fn = Arranged(law, inner, event)
         return fn if is_real(site["fn"].support) else dist.TransformedDistribution(fn, self._transforms[name])
 
@@ -239,6 +238,14 @@ class AutoSymmetricLowRankMultivariateNormal(AutoSymmetricJoint):
             precision = precision + factor[part].mT @ scaled
             pull = pull + (vector - q.loc[part]) @ scaled
         yield None
+
+
+def _at_the_left(law: dist.Distribution, lead: list[int], width: int) -> dist.Distribution:
+    """The same law with its batch axes ``lead`` followed by axes of size 1, ``width`` in all."""
+    loc = law.loc.reshape(*lead, *[1] * (width - len(lead)), law.event_shape[0])
+    if isinstance(law, LowRankMultivariateNormal):
+        return dist.LowRankMultivariateNormal(loc, law._unbroadcasted_cov_factor, law._unbroadcasted_cov_diag)
+    return dist.MultivariateNormal(loc, scale_tril=law._unbroadcasted_scale_tril)
 
 
 def make_low_rank_parameters(guide, loc: Tensor, scale: Tensor) -> None:

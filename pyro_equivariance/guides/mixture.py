@@ -131,7 +131,7 @@ class AutoOrbitMixture(AutoJoint):
 
         The medians of the mixture's own entries lie between its modes; ``quantiles([0.5])`` has them.
         """
-        return self._split(self.get_base().mean)
+        return self._split(self.get_base().mean.detach().clone())
 
     @torch.no_grad()
     def quantiles(self, quantiles, *args, **kwargs) -> dict[str, Tensor]:
