@@ -79,9 +79,9 @@ def _identity(report: Report) -> None:
     table = report.table(
         "ELBO(q^G) − ELBO(q) = I(g; θ)",
         f"q is the base (diagonal or full Normal) of an AutoOrbitMixture trained for {STEPS} steps ({PARTICLES} "
-        f"particles), q^G the mixture. gain: ELBO(q^G) − ELBO(q) from {DRAWS:,} draws of each; I: the mutual information "
-        f"log |G| − E[H(g | θ)] from {MANY:,} other draws of q^G, the entropy of g by enumeration; ± standard errors. "
-        f"off: their difference in standard errors (aim: within 3); I must not exceed log |G|. Seeds {SEEDS}.",
+        f"particles), q^G the mixture. gain: ELBO(q^G) − ELBO(q) from {DRAWS:,} draws of each; I: the mutual "
+        f"information log |G| − E[H(g | θ)] from {MANY:,} other draws of q^G, the entropy of g by enumeration; ± standard "
+        f"errors. off: their difference in standard errors (aim: within 3); I must not exceed log |G|. Seeds {SEEDS}.",
         Column("model", "model", width=23),
         Column("base", "base", width=9),
         Column("seed", "seed", "d", 4),
@@ -152,10 +152,10 @@ def error(values: torch.Tensor) -> float:
 def _two_modes(report: Report) -> None:
     table = report.table(
         "Two separated modes",
-        f"Target ½ N(+{CENTRE:g}·1, {SPREAD}² I) + ½ N(−{CENTRE:g}·1, {SPREAD}² I) in {DIMENSIONS} dimensions, normalised, so "
-        f"that the best ELBO is 0; AutoNormal started at +{CENTRE:g}·1, its averages over the sign group, and "
-        f"AutoOrbitMixture. ELBO ± standard error from 5,000 draws; warned: whether WideOrbitWarning came. Aims: the mixture "
-        f"above −0.1, the averages below −50 and warned. Seed {SEEDS[0]}.",
+        f"Target ½ N(+{CENTRE:g}·1, {SPREAD}² I) + ½ N(−{CENTRE:g}·1, {SPREAD}² I) in {DIMENSIONS} dimensions, "
+        f"normalised, so that the best ELBO is 0; AutoNormal started at +{CENTRE:g}·1, its averages over the sign group, "
+        f"and AutoOrbitMixture. ELBO ± standard error from 5,000 draws; warned: whether WideOrbitWarning came. Aims: the "
+        f"mixture above −0.1, the averages below −50 and warned. Seed {SEEDS[0]}.",
         Column("posterior", "posterior", width=22),
         Column("elbo", "ELBO", ".4f", 10),
         Column("se", "± SE", ".4f", 8),
@@ -196,8 +196,8 @@ def _two_modes(report: Report) -> None:
 def _cost(report: Report) -> None:
     table = report.table(
         "Cost of the exact mixture",
-        f"Time of log q^G(θ), a logsumexp over the group, relative to that of log q(θ), for one θ of 34,314 entries (the "
-        f"digits network's), evaluated in turns; quartiles of {ROUNDS} paired ratios. Aim: under |G|.",
+        f"Time of log q^G(θ), a logsumexp over the group, relative to that of log q(θ), for one θ of 34,314 entries "
+        f"(the digits network's), evaluated in turns; quartiles of {ROUNDS} paired ratios. Aim: under |G|.",
         Column("base", "base", width=10),
         Column("group", "group", width=16),
         Column("order", "|G|", "d", 4),

@@ -70,6 +70,7 @@ def methods() -> dict[str, tuple[Callable, Callable, object]]:
             f"always-on, {rule}": (model, pe.AutoSymmetricNormal(model, symmetry, rule), analytic)
             for rule in ("geometric", "arithmetic", "projection")
         },
+        "orbit mixture, Trace_ELBO": (model, pe.AutoOrbitMixture(model, symmetry), Trace_ELBO()),
         "tied expansion, free": (free, pe.AutoMeanFieldNormal(free), analytic),
         "tied expansion, gcnn": (gcnn, pe.AutoMeanFieldNormal(gcnn), analytic),
     }

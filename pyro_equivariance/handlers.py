@@ -66,9 +66,9 @@ class SymmetrizeMessenger(Messenger):
         site = name.removesuffix(AUXILIARY) if msg["infer"].get("is_auxiliary") else name
         if msg["infer"].get("is_auxiliary") and site == name:
             raise SymmetryError(
-                f"Expected latent sites that are drawn one by one; this guide draws them together, from {name!r}, which "
-                f"no average by sites reaches. Use pe.AutoSymmetricMultivariateNormal(model, symmetry) instead of it, "
-                f"or pe.AutoOrbitMixture."
+                f"Expected latent sites that are drawn one by one; this guide draws them together, from {name!r}, "
+                f"which no average by sites reaches. Use pe.AutoSymmetricMultivariateNormal(model, symmetry) instead, or "
+                f"pe.AutoOrbitMixture."
             )
         if site not in self._looked_at:  # once, since it costs as much as the average
             self._looked_at.add(site)

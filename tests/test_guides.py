@@ -627,7 +627,8 @@ def test_joint_latents_are_named_with_the_guide_to_use():
     def model():
         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
-    symmetry = pe.Symmetry(pe.SignGroup(), {"z": pe.signed_permutation(pe.SignGroup(), [[0, 1]] * 2, [[1, 1], [-1, 1]])})
+    flip = pe.signed_permutation(pe.SignGroup(), [[0, 1]] * 2, [[1, 1], [-1, 1]])
+    symmetry = pe.Symmetry(pe.SignGroup(), {"z": flip})
     for build in (pyro.infer.autoguide.AutoMultivariateNormal, pyro.infer.autoguide.AutoDiagonalNormal):
         with pytest.raises(pe.SymmetryError, match=r"drawn one by one; .* Use pe.AutoSymmetricMultivariateNormal"):
             pe.SymmetrizedGuide(build(model), symmetry)()
@@ -637,7 +638,8 @@ def test_the_median_is_no_parameter():
     def model():
         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
-    symmetry = pe.Symmetry(pe.SignGroup(), {"z": pe.signed_permutation(pe.SignGroup(), [[0, 1]] * 2, [[1, 1], [-1, 1]])})
+    flip = pe.signed_permutation(pe.SignGroup(), [[0, 1]] * 2, [[1, 1], [-1, 1]])
+    symmetry = pe.Symmetry(pe.SignGroup(), {"z": flip})
     guide = pe.AutoOrbitMixture(model, symmetry)
     guide.initialize()
     before = guide.median()["z"]
