@@ -80,8 +80,9 @@ def _identity(report: Report) -> None:
         "ELBO(q^G) − ELBO(q) = I(g; θ)",
         f"q is the base (diagonal or full Normal) of an AutoOrbitMixture trained for {STEPS} steps ({PARTICLES} "
         f"particles), q^G the mixture. gain: ELBO(q^G) − ELBO(q) from {DRAWS:,} draws of each; I: the mutual "
-        f"information log |G| − E[H(g | θ)] from {MANY:,} other draws of q^G, the entropy of g by enumeration; ± standard "
-        f"errors. off: their difference in standard errors (aim: within 3); I must not exceed log |G|. Seeds {SEEDS}.",
+        f"information log |G| − E[H(g | θ)] from {MANY:,} other draws of q^G, the entropy of g by enumeration; ± "
+        f"standard errors. off: their difference in standard errors (aim: within 3); I must not exceed log |G|. Seeds "
+        f"{SEEDS}.",
         Column("model", "model", width=23),
         Column("base", "base", width=9),
         Column("seed", "seed", "d", 4),
@@ -153,9 +154,9 @@ def _two_modes(report: Report) -> None:
     table = report.table(
         "Two separated modes",
         f"Target ½ N(+{CENTRE:g}·1, {SPREAD}² I) + ½ N(−{CENTRE:g}·1, {SPREAD}² I) in {DIMENSIONS} dimensions, "
-        f"normalised, so that the best ELBO is 0; AutoNormal started at +{CENTRE:g}·1, its averages over the sign group, "
-        f"and AutoOrbitMixture. ELBO ± standard error from 5,000 draws; warned: whether WideOrbitWarning came. Aims: the "
-        f"mixture above −0.1, the averages below −50 and warned. Seed {SEEDS[0]}.",
+        f"normalised, so that the best ELBO is 0; AutoNormal started at +{CENTRE:g}·1, its averages over the sign "
+        f"group, and AutoOrbitMixture. ELBO ± standard error from 5,000 draws; warned: whether WideOrbitWarning came. "
+        f"Aims: the mixture above −0.1, the averages below −50 and warned. Seed {SEEDS[0]}.",
         Column("posterior", "posterior", width=22),
         Column("elbo", "ELBO", ".4f", 10),
         Column("se", "± SE", ".4f", 8),

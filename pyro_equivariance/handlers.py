@@ -67,8 +67,8 @@ class SymmetrizeMessenger(Messenger):
         if msg["infer"].get("is_auxiliary") and site == name:
             raise SymmetryError(
                 f"Expected latent sites that are drawn one by one; this guide draws them together, from {name!r}, "
-                f"which no average by sites reaches. Use pe.AutoSymmetricMultivariateNormal(model, symmetry) instead, or "
-                f"pe.AutoOrbitMixture."
+                f"which no average by sites reaches. Use pe.AutoSymmetricMultivariateNormal(model, symmetry) instead, "
+                f"or pe.AutoOrbitMixture."
             )
         if site not in self._looked_at:  # once, since it costs as much as the average
             self._looked_at.add(site)
