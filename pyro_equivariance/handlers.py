@@ -7,6 +7,7 @@ Each messenger moves fields of Pyro's messages only; the mathematics is in
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable
 
 import pyro
@@ -18,12 +19,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
 from .distributions import OrbitPredictive, Placed
-from .errors import LayerError, OptionError, SymmetryError, check_option
+from .errors import ClosednessError, LayerError, OptionError, SymmetryError, check_option
 from .networks.bayesian import BayesianNetwork, NetworkModel, not_a_parameter
 from .networks.expanded import SiteExpansion
 from .networks.tracing import network_symmetry, widen_network
+from .spaces import check_plates, site_space
 from .symmetrize import RULES, average_site, warn_if_wide
-from .symmetry import Symmetry
+from .symmetry import Symmetry, needed
 
 ORBITS = ("full", "random")
 CONVENTIONS = ("mean", "sum", "predictive")
@@ -36,22 +38,38 @@ class SymmetrizeMessenger(Messenger):
 
     :param Symmetry symmetry: has a representation for every latent site.
     :param str rule: see :func:`~pyro_equivariance.average`.
+    :param guide: the guide that it is put around, if known: the supports of an ``AutoNormal``'s sites are then checked.
     """
 
-    def __init__(self, symmetry: Symmetry, rule: str = "geometric"):
+    def __init__(self, symmetry: Symmetry, rule: str = "geometric", guide: Callable | None = None):
         super().__init__()
+        self._guide = guide
+        self._calls, self._warned = 0, False
         check_option("rule", rule, RULES)
         self.symmetry, self.rule = symmetry, rule
         self._averaged: dict[str, torch.Tensor | None] = {}
-        self._looked_at: set[str] = set()
+        self._spread: dict[str, tuple] = {}
 
     def __enter__(self):
-        self._averaged = {}
+        self._averaged, self._spread = {}, {}
+        self._calls += 1
         return super().__enter__()
 
     def __exit__(self, *args):
-        self._averaged = {}
+        if self._spread:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                warn_if_wide(self._spread)
+            self._warned = bool(caught)
+            for warning in caught:
+                warnings.warn(warning.message, stacklevel=4)
+        self._averaged, self._spread = {}, {}
         return super().__exit__(*args)
+
+    @property
+    def _looks(self) -> bool:
+        """Whether this call measures the spread: the 1st, 10th, 100th, …, since it costs as much as the average."""
+        return not self._warned and self._calls == 10 ** (len(str(self._calls)) - 1)
 
     def _pyro_sample(self, msg) -> None:
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
@@ -70,10 +88,18 @@ class SymmetrizeMessenger(Messenger):
                 f"which no average by sites reaches. Use pe.AutoSymmetricMultivariateNormal(model, symmetry) instead, "
                 f"or pe.AutoOrbitMixture."
             )
-        if site not in self._looked_at:  # once, since it costs as much as the average
-            self._looked_at.add(site)
-            warn_if_wide({site: (msg["fn"], self.symmetry[site])}, stacklevel=2)
-        msg["fn"] = average_site(site, msg["fn"], self.symmetry, self.rule)
+        rep = self.symmetry[site]
+        check_plates(site, rep, len(msg["fn"].event_shape), msg["cond_indep_stack"])
+        before = msg["fn"]
+        try:
+            msg["fn"] = average_site(site, before, self.symmetry, self.rule)
+        except ClosednessError as error:
+            raise ClosednessError(
+                f"Expected site {site!r} to draw from a Normal that the action keeps, or from one under transforms "
+                f"entry by entry: {error} pe.AutoSymmetricMultivariateNormal and pe.AutoOrbitMixture bear more."
+            ) from error
+        if self._looks:
+            self._spread[site] = (before, rep)
         self._averaged[site] = None
 
     def _pyro_post_sample(self, msg) -> None:
@@ -86,7 +112,16 @@ class SymmetrizeMessenger(Messenger):
                 f"Expected a distribution with a density at site {name!r} of the guide; got a Delta, which no average "
                 f"reaches. Use pe.AutoSymmetricNormal(model, symmetry) instead of this guide, or pe.AutoOrbitMixture."
             )
+        prototype = getattr(self._guide, "prototype_trace", None)
+        if prototype is not None and name in prototype.nodes:
+            node = prototype.nodes[name]
+            site_space(name, node["fn"].support, self.symmetry[name], node["value"].shape)
         unconstrained = self._averaged[name]
+        if unconstrained is not None and unconstrained.shape != value.shape:
+            raise SymmetryError(
+                f"Expected site {name!r} to be transformed entry by entry; its transform changes the shape. Use "
+                f"pe.AutoSymmetricMultivariateNormal(model, symmetry) or pe.AutoOrbitMixture instead of this guide."
+            )
         moved_as_it_is = unconstrained is None or self.symmetry[name].space == "unconstrained" or value is unconstrained
         if moved_as_it_is or torch.equal(value, unconstrained) or self.symmetry[name].is_permutation:
             return
@@ -266,7 +301,7 @@ def symmetrize(fn: Callable | None = None, symmetry: Symmetry | None = None, rul
     >>> pyro.poutine.trace(guide).get_trace().nodes["z"]["fn"].mean.tolist()
     [1.0, 1.0]
     """
-    return _wrap(SymmetrizeMessenger(_needed(symmetry), rule), fn)
+    return _wrap(SymmetrizeMessenger(needed(symmetry), rule, fn), fn)
 
 
 def augment(
@@ -300,7 +335,7 @@ def augment(
     >>> pe.handlers.augment(pe.BayesianNetwork(net), sym)(torch.zeros(5, 1, 3, 3)).shape
     torch.Size([20, 2])
     """
-    messenger = AugmentMessenger(_needed(symmetry), orbit, likelihood)
+    messenger = AugmentMessenger(needed(symmetry), orbit, likelihood)
     return messenger if fn is None else messenger(fn)
 
 
@@ -403,12 +438,6 @@ def _check_expansions(expansions: dict[str, SiteExpansion], large: Symmetry, arr
                 f"are not whole blocks (after a concatenation or a Flatten of tokens), or row_rolled ends in a layer "
                 f"that sees places. Pool before it, or use hidden='regular' with pe.AutoSymmetricNormal."
             )
-
-
-def _needed(symmetry: Symmetry | None) -> Symmetry:
-    if not isinstance(symmetry, Symmetry):
-        raise SymmetryError(f"Expected symmetry= to be a pe.Symmetry; got {symmetry!r}.")
-    return symmetry
 
 
 def _wrap(messenger: Messenger, fn: Callable | None):

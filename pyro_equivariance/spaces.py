@@ -103,6 +103,16 @@ def site_space(name: str, support, rep: Representation, shape: torch.Size) -> Sp
     )
 
 
+def check_plates(name: str, rep: Representation, event_dim: int, frames) -> None:
+    """Raise if an action moves the axis of a plate of which only a part is seen."""
+    for frame in frames:
+        if frame.full_size not in (None, frame.size) and len(rep.event_shape) - event_dim >= -frame.dim:
+            raise SymmetryError(
+                f"Expected the action on site {name!r} to leave the plate {frame.name!r} alone, which is subsampled; "
+                f"{rep} acts along it. Use the full plate, or a representation on the axes to the right of it."
+            )
+
+
 def unconstraining(support) -> Transform:
     """``biject_to(support)`` without shifts by 0 and scalings by 1, so that a LogNormal's is its own exponential."""
     transform = biject_to(support)
@@ -123,19 +133,20 @@ def check_transforms(name: str, transforms, rep: Representation, shape: torch.Si
     """
     if rep.space == "unconstrained":
         return
-    transform = torch.distributions.ComposeTransform([_entrywise(part) for part in transforms])
+    transform = torch.distributions.ComposeTransform([entrywise(part) for part in transforms])
     identity = all(_is_identity(part) for part in transforms)
     if not identity and not (
         transform.domain.event_dim == 0 and rep.is_permutation and _commutes(transform, rep, shape)
     ):
         raise SymmetryError(
-            f"Expected site {name!r} to be transformed entry by entry, and moved by permutations; {rep} does not pass "
-            f"through {transform}. Use pe.AutoSymmetricMultivariateNormal or pe.AutoOrbitMixture for simplices, or say "
-            f"that the action is on unconstrained values: rep.on_unconstrained()."
+            f"Expected site {name!r} to be transformed entry by entry, all alike, and moved by permutations; {rep} "
+            f"does not pass through {', '.join(type(part).__name__ for part in transforms)}. Use "
+            f"pe.AutoSymmetricMultivariateNormal or pe.AutoOrbitMixture for simplices, or say that the action is on "
+            f"unconstrained values: rep.on_unconstrained()."
         )
 
 
-def _entrywise(transform: Transform) -> Transform:
+def entrywise(transform: Transform) -> Transform:
     """The transform of each entry, where several were made one event."""
     while isinstance(transform, torch.distributions.transforms.IndependentTransform):
         transform = transform.base_transform

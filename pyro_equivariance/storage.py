@@ -87,6 +87,7 @@ def save(path: str | os.PathLike, guide, args: tuple = ()) -> None:
         "guide": _encode_guide(guide),
         "args": encode(tuple(args)),
         "parameters": _state(guide),
+        "plates": getattr(guide, "create_plates", None) is not None,
     }
     content["model"] = _learned(guide)
     path = Path(path)
@@ -98,12 +99,13 @@ def save(path: str | os.PathLike, guide, args: tuple = ()) -> None:
         part.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike, model: Callable, map_location=None):
+def load(path: str | os.PathLike, model: Callable, map_location=None, create_plates: Callable | None = None):
     """Restore a guide that :func:`save` wrote, on its model: it draws and predicts as before, bit for bit.
 
     :param path: of the file.
     :param model: the model that the guide was made for, built as then.
     :param map_location: where the tensors go, as in ``torch.load``; the model must be there.
+    :param create_plates: what the guide was given under that name: a file holds no code.
     :returns: the guide, with its parameters.
     :raises DataError: for a file that is no such file, or does not fit the model.
     """
@@ -116,7 +118,13 @@ def load(path: str | os.PathLike, model: Callable, map_location=None):
         raise DataError(f"Expected {str(path)!r} to be a file of pe.save; it cannot be read as one.") from error
     if not known:
         raise DataError(f"Expected {str(path)!r} to be of format {FORMAT}; got {content['format']!r}.")
+    if content.get("plates") and create_plates is None:
+        raise DataError(
+            f"Expected create_plates=, which the guide of {str(path)!r} was made with and no file can hold; got none."
+        )
     guide = _decode_guide(content["guide"], model)
+    if create_plates is not None:
+        guide.create_plates = create_plates
     try:
         with torch.random.fork_rng(), poutine.block():
             guide(*decode(content["args"]))

@@ -63,8 +63,8 @@ def average(q, rep: Representation | Symmetry, rule: str = "geometric"):
 def orbit_spread(q: Distribution, rep: Representation) -> float:
     """How far the means of the moved copies lie apart, in units of their scales.
 
-    The root mean square over entries of ``Var_g[ρ(g) μ]_i / mean_g Var_{ρ(g)_# q}[θ_i]``; 0 for an invariant mean. From
-    about 3 on the copies hardly overlap in any direction that moves.
+    The root mean square, over the entries that move, of ``Var_g[ρ(g) μ]_i / mean_g Var_{ρ(g)_# q}[θ_i]``; 0 for an
+    invariant mean. From about 3 on the copies hardly overlap.
 
     >>> import torch, pyro.distributions as dist, pyro_equivariance as pe
     >>> orbit_spread(dist.Normal(torch.tensor([2.0]), 0.5).to_event(1), pe.vector(pe.SignGroup()))
@@ -75,7 +75,11 @@ def orbit_spread(q: Distribution, rep: Representation) -> float:
     variance = rep.modulus(2).mean(q.variance) if rep.is_monomial else q.variance.mean().expand_as(q.variance)
     if not bool((variance > 0).all()):
         return 0.0  # points, which have no scale to compare with
-    return float((means.var(0, correction=0) / variance).mean().sqrt())
+    probe = torch.randn(rep.event_shape, generator=torch.Generator().manual_seed(0)).to(means)
+    moving = (rep.orbit(probe) - probe).abs().amax(0) > 1e-6
+    if not bool(moving.any()):
+        return 0.0
+    return float((means.var(0, correction=0) / variance)[..., moving].mean().sqrt())
 
 
 def warn_if_wide(sites: Mapping[str, tuple[Distribution, Representation]], stacklevel: int = 3) -> None:
@@ -108,10 +112,20 @@ def average_site(site: str, q: Distribution, symmetry: Symmetry, rule: str) -> D
             f"Expected the representation of site {site!r} to act on its whole event {tuple(q.event_shape)}; got "
             f"{rep} on {tuple(rep.event_shape)}. Multiply it by pe.trivial(group, shape) for axes that do not move."
         )
+    event_dims, core = 0, q
+    while isinstance(core, torch.distributions.Independent):
+        event_dims, core = event_dims + core.reinterpreted_batch_ndims, core.base_dist
+    if event_dims and isinstance(core, torch.distributions.TransformedDistribution):
+        return average_transformed(site, core, rep, rule).to_event(event_dims)
     if isinstance(q, torch.distributions.TransformedDistribution):
-        check_transforms(site, q.transforms, rep, q.batch_shape + q.event_shape)
-        return dist.TransformedDistribution(_average(q.base_dist, rep, rule), q.transforms)
+        return average_transformed(site, q, rep, rule)
     return _average(q, rep, rule)
+
+
+def average_transformed(site: str, q, rep: Representation, rule: str) -> Distribution:
+    """The image of the average, where the action passes through the transforms."""
+    check_transforms(site, q.transforms, rep, q.batch_shape + q.event_shape)
+    return dist.TransformedDistribution(_average(q.base_dist, rep, rule), q.transforms)
 
 
 def _average(q: Distribution, rep: Representation, rule: str) -> Distribution:

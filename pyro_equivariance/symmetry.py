@@ -184,6 +184,13 @@ class Symmetry:
         return gap
 
 
+def needed(symmetry: Symmetry | None) -> Symmetry:
+    """The symmetry itself, once it was seen to be one."""
+    if not isinstance(symmetry, Symmetry):
+        raise SymmetryError(f"Expected symmetry= to be a pe.Symmetry; got {symmetry!r}.")
+    return symmetry
+
+
 def _random_like(parameter: Tensor, generator: torch.Generator) -> Tensor:
     fan_in = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 1
     return torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5

@@ -647,3 +647,106 @@ def test_the_median_is_no_parameter():
     with torch.no_grad():
         guide.loc.add_(1.0)
     assert torch.equal(before, kept) and not before.requires_grad
+
+
+SWAP = pe.permutation(pe.SymmetricGroup(2))
+PASSED_OVER = {
+    "stick-breaking that happens to fit": (lambda: dist.Dirichlet(torch.ones(4)), pe.permutation(pe.SymmetricGroup(3))),
+    "a simplex": (lambda: dist.Dirichlet(torch.ones(2)), SWAP),
+    "unequal intervals": (lambda: dist.Uniform(torch.zeros(2), torch.tensor([1.0, 10.0])).to_event(1), SWAP),
+}
+
+
+@pytest.mark.parametrize("wrap", [pe.SymmetrizedGuide, pe.handlers.symmetrize], ids=["module", "handler"])
+@pytest.mark.parametrize("case", PASSED_OVER)
+def test_autonormal_is_held_to_the_same_spaces(case, wrap):
+    law, rep = PASSED_OVER[case]
+    guide = pyro.infer.autoguide.AutoNormal(lambda: pyro.sample("z", law()))
+    with pytest.raises(pe.SymmetryError):
+        wrap(guide, pe.Symmetry(rep.group, {"z": rep}))()
+
+
+def test_a_subsampled_plate_is_never_permuted():
+    rep = pe.permutation(pe.SymmetricGroup(3))
+
+    def guide():
+        with pyro.plate("rows", 6, subsample_size=3) as rows:
+            pyro.sample("z", dist.Normal(torch.arange(6.0)[rows], 1.0))
+
+    with pytest.raises(pe.SymmetryError, match="leave the plate 'rows' alone, which is subsampled"):
+        pe.handlers.symmetrize(guide, pe.Symmetry(rep.group, {"z": rep}))()
+
+
+HAND_WRITTEN = {
+    "LogNormal": lambda loc: dist.LogNormal(loc, 0.5),
+    "LogNormal, event": lambda loc: dist.LogNormal(loc, 0.5).to_event(1),
+    "event inside": lambda loc: dist.TransformedDistribution(
+        dist.Normal(loc, 0.5).to_event(1), dist.transforms.ExpTransform()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HAND_WRITTEN)
+def test_hand_written_positive_sites(name):
+    build = HAND_WRITTEN[name]
+
+    def guide():
+        with pyro.plate("rows", 2):
+            return pyro.sample("z", build(torch.tensor([0.0, 1.0]))) if name == "LogNormal" else None
+
+    def whole():
+        return pyro.sample("z", build(torch.tensor([0.0, 1.0])))
+
+    guide = guide if name == "LogNormal" else whole
+    symmetry = pe.Symmetry(SWAP.group, {"z": SWAP})
+    law = poutine.trace(pe.handlers.symmetrize(guide, symmetry)).get_trace().nodes["z"]["fn"]
+    value = torch.tensor([0.7, 2.0])
+    torch.testing.assert_close(law.log_prob(value).sum(), dist.LogNormal(0.5, 0.5).log_prob(value).sum())
+
+
+@pytest.mark.parametrize("law", [
+    dist.Gamma(torch.ones(2), 1.0).to_event(1), dist.StudentT(3.0, torch.zeros(2)).to_event(1),
+], ids=["Gamma", "StudentT"])  # fmt: skip
+def test_other_families_are_named_with_their_site(law):
+    symmetry = pe.Symmetry(SWAP.group, {"z": SWAP})
+    with pytest.raises(pe.ClosednessError, match="site 'z' to draw from a Normal .*pe.AutoOrbitMixture bear more"):
+        pe.handlers.symmetrize(lambda: pyro.sample("z", law), symmetry)()
+
+
+@pytest.mark.parametrize("build", [pe.AutoSymmetricMultivariateNormal, pe.AutoOrbitMixture])
+@pytest.mark.parametrize("categories", [2, 3])
+def test_quantiles_of_a_simplex_are_those_of_its_draws(build, categories):
+    rep = pe.permutation(pe.SymmetricGroup(categories))
+    model = lambda: pyro.sample("w", dist.Dirichlet(torch.ones(categories)))  # noqa: E731
+    guide = build(model, pe.Symmetry(rep.group, {"w": rep}))
+    guide.initialize()
+    with torch.no_grad():
+        guide.loc.add_(1.0), guide.scale.fill_(0.4)
+    found = guide.quantiles([0.1, 0.9])["w"]
+    draws = guide._split(guide.get_posterior().sample((10_000,)))["w"]
+    torch.testing.assert_close(found, draws.quantile(torch.tensor([0.1, 0.9]), 0), rtol=0, atol=0.03)
+    assert (found[1:] >= found[:-1]).all() and (found[:, :1] - found).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("build", [pe.AutoSymmetricNormal, pe.AutoSymmetricMultivariateNormal, pe.AutoOrbitMixture])
+def test_one_quantile(build):
+    model = lambda: pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))  # noqa: E731
+    guide = build(model, pe.Symmetry(SWAP.group, {"z": SWAP}))
+    guide.initialize()
+    assert guide.quantiles(0.5)["z"].shape == (1, 2)
+
+
+def test_only_networks_are_brought_back_to_their_size():
+    start = pyro.infer.autoguide.init_to_value(values={"z": torch.tensor([-3.0, 3.2])})
+    guide = pe.AutoSymmetricNormal(lambda: pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1)),
+                                   pe.Symmetry(SWAP.group, {"z": SWAP}), init_loc_fn=start)  # fmt: skip
+    guide.initialize()
+    torch.testing.assert_close(guide.median()["z"], torch.full((2,), 0.1))
+
+
+@pytest.mark.parametrize("symmetry", [None, {"z": SWAP}, SWAP])
+@pytest.mark.parametrize("build", [pe.AutoSymmetricNormal, pe.AutoSymmetricMultivariateNormal, pe.AutoOrbitMixture,
+                                   pe.SymmetrizedGuide])  # fmt: skip
+def test_what_is_no_symmetry(build, symmetry):
+    with pytest.raises(pe.SymmetryError, match="symmetry= to be a pe.Symmetry"):
+        build(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), symmetry)

@@ -233,7 +233,7 @@ class TestCheckTransforms:
         (constraints.corr_cholesky, PERMUTED, (3,)),
     ], ids=["stick-breaking", "signs", "unequal", "Cholesky"])  # fmt: skip
     def test_refused(self, support, rep, shape):
-        with pytest.raises(pe.SymmetryError, match="site 'z' to be transformed entry by entry, and moved by perm"):
+        with pytest.raises(pe.SymmetryError, match="site 'z' to be transformed entry by entry, all alike, and moved"):
             check_transforms("z", self.transforms_of(support), rep, torch.Size(shape))
         check_transforms("z", self.transforms_of(support), rep.on_unconstrained(), torch.Size(shape))
 

@@ -503,3 +503,26 @@ class TestErrors:
         pe.save(tmp_path / "guide.pt", started(pe.AutoMeanFieldNormal(model), args))
         with pytest.raises(pe.DataError, match=r"its arguments in pe\.save\(path, guide, args\).*argument: 'x'$"):
             pe.load(tmp_path / "guide.pt", model)
+
+
+def test_plates_of_ones_own_are_asked_for(tmp_path):
+    def model(rows):
+        with pyro.plate("n", 10, subsample=rows):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def plates(rows):
+        return pyro.plate("n", 10, subsample=rows)
+
+    rows = torch.tensor([1, 2, 3])
+    guide = pe.AutoMeanFieldNormal(model, create_plates=plates)
+    guide.initialize(rows)
+    with torch.no_grad():
+        guide.locs.z.copy_(10.0 * torch.arange(10))
+    pe.save(tmp_path / "guide.pt", guide, (rows,))
+    with pytest.raises(pe.DataError, match="create_plates=, which the guide of .* was made with"):
+        pe.load(tmp_path / "guide.pt", model)
+    restored = pe.load(tmp_path / "guide.pt", model, create_plates=plates)
+    pyro.set_rng_seed(3)
+    expected = guide(rows)["z"]
+    pyro.set_rng_seed(3)
+    assert torch.equal(restored(rows)["z"], expected)

@@ -25,9 +25,10 @@ from ..errors import OptionError, SymmetryError
 from ..groups import Group
 from ..networks.bayesian import NetworkModel
 from ..representations import Representation, trivial
-from ..spaces import Space, site_space, unconstraining
+from ..spaces import Space, check_plates, entrywise, site_space, unconstraining
 from ..symmetry import Symmetry
 
+MANY = 10_000
 _NAMED: Counter[str] = Counter()
 
 
@@ -201,12 +202,15 @@ class AutoDirectNormal(AutoDirect):
 
     @torch.no_grad()
     def quantiles(self, quantiles, *args, **kwargs) -> dict[str, Tensor]:
-        """The given quantiles of every site, along a new first axis; of a simplex those of its coordinates, mapped."""
+        """The given quantiles of every entry, along a new first axis; of a simplex those of 10,000 draws."""
         results = {}
         for name, _ in self._latents():
             normal = self._site_normal(name)
-            levels = torch.as_tensor(quantiles).to(normal.loc).reshape(-1, *[1] * normal.loc.ndim)
-            results[name] = self._transforms[name](normal.icdf(levels))
+            levels = torch.as_tensor(quantiles).to(normal.loc).reshape(-1)
+            if entrywise(self._transforms[name]).domain.event_dim > 0:
+                results[name] = self.get_posterior(name).sample((MANY,)).quantile(levels, 0)
+            else:
+                results[name] = self._transforms[name](normal.icdf(levels.reshape(-1, *[1] * normal.loc.ndim)))
         return results
 
 
@@ -234,12 +238,7 @@ def _space(symmetry: Symmetry, name: str, site: dict) -> Space:
         space = site_space(name, site["fn"].support, rep, shape)
         shape = space.transform.inv(site["value"]).shape
     _check_shape(name, rep, shape, event_dim)
-    for frame in site["cond_indep_stack"]:
-        if frame.full_size not in (None, frame.size) and len(rep.event_shape) - event_dim >= -frame.dim:
-            raise SymmetryError(
-                f"Expected the action on site {name!r} to leave the plate {frame.name!r} alone, which is subsampled; "
-                f"{rep} acts along it. Leave that axis out of the representation, or use the full plate."
-            )
+    check_plates(name, rep, event_dim, site["cond_indep_stack"])
     return site_space(name, site["fn"].support, rep, shape)
 
 

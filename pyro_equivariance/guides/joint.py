@@ -15,10 +15,10 @@ from ..distributions import Arranged
 from ..errors import OptionError, SymmetryError, check_option
 from ..families import is_closed, orbit_mean
 from ..representations import Representation
-from ..spaces import Space
+from ..spaces import IsometricLogRatio, Space
 from ..symmetrize import RULES
-from ..symmetry import Symmetry
-from .base import AutoDirect, is_real, joint_action, spaces
+from ..symmetry import Symmetry, needed
+from .base import MANY, AutoDirect, is_real, joint_action, spaces
 
 
 class AutoJoint(AutoDirect):
@@ -32,7 +32,7 @@ class AutoJoint(AutoDirect):
 
     def __init__(self, model, symmetry: Symmetry, init_loc_fn=None, init_scale=0.1, create_plates=None):
         super().__init__(model, init_loc_fn, init_scale, create_plates)
-        self.symmetry = symmetry
+        self.symmetry = needed(symmetry)
         self._spaces: dict[str, Space] = {}
         self._shapes: dict[str, torch.Size] = {}
         self._rep: Representation | None = None
@@ -66,6 +66,12 @@ class AutoJoint(AutoDirect):
             size = self._shapes[name].numel()
             yield name, site, slice(start, start + size)
             start += size
+
+    def _or_of_draws(self, exact: dict[str, Tensor], levels: Tensor) -> dict[str, Tensor]:
+        """Quantiles, those of simplices from draws: an entry is no function of one coordinate."""
+        mixed = [n for n, t in self._transforms.items() if isinstance(t, IsometricLogRatio)]
+        draws = self._split(self.get_posterior().sample((MANY,))) if mixed else {}
+        return exact | {name: draws[name].quantile(levels.reshape(-1), 0) for name in mixed}
 
     def _split(self, vector: Tensor) -> dict[str, Tensor]:
         """Sites, in their own space, from vectors ``(..., n)``."""
@@ -128,10 +134,10 @@ class AutoSymmetricJoint(AutoJoint):
 
     @torch.no_grad()
     def quantiles(self, quantiles, *args, **kwargs) -> dict[str, Tensor]:
-        """The given quantiles of every entry by itself, along a new first axis."""
+        """The given quantiles of every entry by itself, along a new first axis; of a simplex those of 10,000 draws."""
         q = self.get_posterior()
-        levels = torch.as_tensor(quantiles).to(q.loc)[:, None]
-        return self._split(dist.Normal(q.loc, q.variance.sqrt()).icdf(levels))
+        levels = torch.as_tensor(quantiles).to(q.loc).reshape(-1, 1)
+        return self._or_of_draws(self._split(dist.Normal(q.loc, q.variance.sqrt()).icdf(levels)), levels)
 
 
 class AutoSymmetricMultivariateNormal(AutoSymmetricJoint):
@@ -250,7 +256,7 @@ def _at_the_left(law: dist.Distribution, lead: list[int], width: int) -> dist.Di
 
 def make_low_rank_parameters(guide, loc: Tensor, scale: Tensor) -> None:
     """``loc``, ``scale`` and ``cov_factor``, which start as those of Pyro's low-rank guide do."""
-    rank = guide.rank or max(1, round(len(loc) ** 0.5))
+    rank = max(1, round(len(loc) ** 0.5)) if guide.rank is None else guide.rank
     if not 1 <= rank <= len(loc):
         raise OptionError(f"Expected a rank from 1 to the {len(loc)} entries of all sites; got {guide.rank}.")
     guide.loc = PyroParam(loc, constraints.real, 1)

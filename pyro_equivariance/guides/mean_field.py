@@ -13,11 +13,12 @@ from ..errors import ClosednessError, check_option
 from ..families import is_closed
 from ..families.normal import average_loc_scale
 from ..handlers import ExpandedNetwork
+from ..networks.bayesian import NetworkModel
 from ..networks.expanded import SiteExpansion
 from ..representations import Representation
 from ..spaces import Space
 from ..symmetrize import RULES
-from ..symmetry import Symmetry
+from ..symmetry import Symmetry, needed
 from .base import AutoDirectNormal, is_subsampled, joint_action, spaces
 
 
@@ -73,8 +74,8 @@ class AutoSymmetricNormal(AutoDirectNormal):
     :param model: a Pyro model.
     :param Symmetry symmetry: a representation for every latent site.
     :param str rule: ``"geometric"``, ``"arithmetic"`` or ``"projection"``.
-    :param init_loc_fn: as in Pyro's autoguides; its values are projected onto the invariant ones and brought back to
-        their size.
+    :param init_loc_fn: as in Pyro's autoguides; its values are projected onto the invariant ones. ``None`` starts at a
+        network's own values, which are then brought back to their size.
     :param init_scale: the initial standard deviation, or a callable from a site.
     :raises SymmetryError: for a site without a representation, or one of the wrong shape.
     :raises ClosednessError: if the action does not keep a mean-field Normal.
@@ -95,7 +96,8 @@ class AutoSymmetricNormal(AutoDirectNormal):
                  create_plates=None):  # fmt: skip
         super().__init__(model, init_loc_fn, init_scale, create_plates)
         check_option("rule", rule, RULES)
-        self.symmetry, self.rule = symmetry, rule
+        self.symmetry, self.rule = needed(symmetry), rule
+        self._keeps_size = init_loc_fn is None and isinstance(model, NetworkModel)
         self._spaces: dict[str, Space] = {}
         self._joint: Representation | None = None
 
@@ -107,7 +109,8 @@ class AutoSymmetricNormal(AutoDirectNormal):
         check_closed(dist.Normal(loc, scale), self._spaces[name].rep, name)
         invariant = self._spaces[name].rep.mean(loc)
         size = invariant.norm()
-        return invariant * (loc.norm() / size if size > 0 else 1.0), scale
+        larger = loc.norm() / size if self._keeps_size and size > 0 else 1.0
+        return invariant * larger, scale
 
     def _normal(self, name, loc, scale):
         return dist.Normal(*average_loc_scale(loc, scale, self._spaces[name].rep, RULES[self.rule]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..distributions import MAX_EXACT, SAMPLES, OrbitMixture, Placed
 from ..errors import check_option
 from ..symmetry import Symmetry
-from .base import is_real
+from .base import MANY, is_real
 from .joint import AutoJoint, low_rank, make_low_rank_parameters
 
 BASES = ("diagonal", "full", "low_rank")
@@ -137,20 +137,20 @@ class AutoOrbitMixture(AutoJoint):
     def quantiles(self, quantiles, *args, **kwargs) -> dict[str, Tensor]:
         """The given quantiles of every entry of the mixture by itself, along a new first axis.
 
-        They are exact, by bisection, where the group is summed over and acts by signed permutations; otherwise those of
-        10,000 draws.
+        They are exact, by bisection, where the group is summed over and acts by signed permutations; otherwise, and for
+        simplices, those of 10,000 draws.
         """
         posterior, base = self.get_posterior(), self.get_base()
         if not self._rep.is_monomial or not posterior.is_exact:
-            draws = self._split(posterior.sample((10_000,)))
-            levels = torch.as_tensor(quantiles).to(base.mean)
+            draws = self._split(posterior.sample((MANY,)))
+            levels = torch.as_tensor(quantiles).to(base.mean).reshape(-1)
             return {name: values.quantile(levels, 0) for name, values in draws.items()}
         parts = dist.Normal(self._rep.orbit(base.mean), self._rep.modulus(2).orbit(base.variance).sqrt())
-        levels = torch.as_tensor(quantiles).to(base.mean)[:, None]
+        levels = torch.as_tensor(quantiles).to(base.mean).reshape(-1, 1)
         low = (parts.loc - 10 * parts.scale).amin(0).expand(len(levels), -1)
         high = (parts.loc + 10 * parts.scale).amax(0).expand(len(levels), -1)
         for _ in range(60):
             middle = (low + high) / 2
             below = parts.cdf(middle[:, None]).mean(1) < levels
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return self._split((low + high) / 2)
+        return self._or_of_draws(self._split((low + high) / 2), levels)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import handlers
 from ..errors import SymmetryError, check_option
 from ..symmetrize import RULES
-from ..symmetry import Symmetry
+from ..symmetry import Symmetry, needed
 
 
 class SymmetrizedGuide(nn.Module):
@@ -44,8 +44,8 @@ class SymmetrizedGuide(nn.Module):
     def __init__(self, guide: Callable, symmetry: Symmetry, rule: str = "geometric"):
         super().__init__()
         check_option("rule", rule, RULES)
-        self.guide, self.symmetry, self.rule = guide, symmetry, rule
-        self._averaging = handlers.SymmetrizeMessenger(symmetry, rule)
+        self.guide, self.symmetry, self.rule = guide, needed(symmetry), rule
+        self._averaging = handlers.SymmetrizeMessenger(symmetry, rule, guide)
 
     def forward(self, *args, **kwargs):
         """What the guide returns, its sites averaged."""
