@@ -71,15 +71,19 @@ def orbit_spread(q: Distribution, rep: Representation) -> float:
     4.0
     """
     q = _unconstrained(q)
-    means = rep.orbit(q.mean)
-    variance = rep.modulus(2).mean(q.variance) if rep.is_monomial else q.variance.mean().expand_as(q.variance)
+    if rep.is_monomial:
+        between = rep.modulus(2).mean(q.mean.square()) - rep.mean(q.mean).square()
+        variance = rep.modulus(2).mean(q.variance)
+    else:
+        between = rep.orbit(q.mean).var(0, correction=0)
+        variance = q.variance.mean().expand_as(q.variance)
     if not bool((variance > 0).all()):
         return 0.0  # points, which have no scale to compare with
-    probe = torch.randn(rep.event_shape, generator=torch.Generator().manual_seed(0)).to(means)
-    moving = (rep.orbit(probe) - probe).abs().amax(0) > 1e-6
+    probe = torch.randn(rep.event_shape, generator=torch.Generator().manual_seed(0)).to(between)
+    moving = (rep.mean(probe) - probe).abs() > 1e-5
     if not bool(moving.any()):
         return 0.0
-    return float((means.var(0, correction=0) / variance)[..., moving].mean().sqrt())
+    return float((between.clamp_min(0) / variance)[..., moving].mean().sqrt())
 
 
 def warn_if_wide(sites: Mapping[str, tuple[Distribution, Representation]], stacklevel: int = 3) -> None:

@@ -57,7 +57,12 @@ def to_loc_scale(first: Tensor, second: Tensor, kind: str) -> tuple[Tensor, Tens
 
 def average_loc_scale(loc: Tensor, scale: Tensor, rep: Representation, kind: str) -> tuple[Tensor, Tensor]:
     """Location and scale of independent Normals whose coordinates are the mean over the orbit."""
-    first, second = to_coordinates(*torch.broadcast_tensors(loc, scale), kind)
+    loc, scale = torch.broadcast_tensors(loc, scale)
+    if kind == "natural" and rep.is_permutation:  # the same with precisions for −1/(2σ²), in fewer steps
+        precision = scale.square().reciprocal()
+        weighted, precision = rep.mean(torch.stack((loc * precision, precision))).unbind()
+        return weighted / precision, precision.rsqrt()
+    first, second = to_coordinates(loc, scale, kind)
     if rep.is_permutation:
         first, second = rep.mean(torch.stack((first, second))).unbind()  # they move alike: one pass
     else:
