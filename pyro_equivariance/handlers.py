@@ -7,7 +7,6 @@ Each messenger moves fields of Pyro's messages only; the mathematics is in
 
 import copy
 import functools
-import warnings
 from collections.abc import Callable
 
 import pyro
@@ -49,6 +48,7 @@ class SymmetrizeMessenger(Messenger):
         self.symmetry, self.rule = symmetry, rule
         self._averaged: dict[str, torch.Tensor | None] = {}
         self._spread: dict[str, tuple] = {}
+        self._fitting: set[str] = set()  # sites whose support the action was seen to fit
 
     def __enter__(self):
         self._averaged, self._spread = {}, {}
@@ -56,15 +56,11 @@ class SymmetrizeMessenger(Messenger):
         return super().__enter__()
 
     def __exit__(self, *args):
-        if self._spread:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                warn_if_wide(self._spread)
-            self._warned = bool(caught)
-            for warning in caught:
-                warnings.warn(warning.message, stacklevel=4)
-        self._averaged, self._spread = {}, {}
-        return super().__exit__(*args)
+        result = super().__exit__(*args)  # first, since a warning may be an error
+        spread, self._averaged, self._spread = self._spread, {}, {}
+        if spread:
+            self._warned = warn_if_wide(spread, stacklevel=5)
+        return result
 
     @property
     def _looks(self) -> bool:
@@ -113,9 +109,10 @@ class SymmetrizeMessenger(Messenger):
                 f"reaches. Use pe.AutoSymmetricNormal(model, symmetry) instead of this guide, or pe.AutoOrbitMixture."
             )
         prototype = getattr(self._guide, "prototype_trace", None)
-        if prototype is not None and name in prototype.nodes:
+        if prototype is not None and name in prototype.nodes and name not in self._fitting:
             node = prototype.nodes[name]
             site_space(name, node["fn"].support, self.symmetry[name], node["value"].shape)
+            self._fitting.add(name)
         unconstrained = self._averaged[name]
         if unconstrained is not None and unconstrained.shape != value.shape:
             raise SymmetryError(

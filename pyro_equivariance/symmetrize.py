@@ -86,19 +86,24 @@ def orbit_spread(q: Distribution, rep: Representation) -> float:
     return float((between.clamp_min(0) / variance)[..., moving].mean().sqrt())
 
 
-def warn_if_wide(sites: Mapping[str, tuple[Distribution, Representation]], stacklevel: int = 3) -> None:
-    """Warn, with the numbers, if the copies of a site's distribution lie far apart; of several sites the widest."""
+def warn_if_wide(sites: Mapping[str, tuple[Distribution, Representation]], stacklevel: int = 3) -> bool:
+    """Warn, with the numbers, if the copies of a site's distribution lie far apart; of several sites the widest.
+
+    :returns: whether it warned.
+    """
     spreads = {site: orbit_spread(q, rep) for site, (q, rep) in sites.items()}
     worst = max(spreads, key=spreads.get, default=None)
-    if worst is not None and spreads[worst] > WIDE:
-        where = f" of site {worst!r}" if worst else ""
-        warnings.warn(
-            f"The means of the moved copies{where} lie {spreads[worst]:.1f} standard deviations apart (rms over its "
-            f"entries; above {WIDE:g} they hardly overlap), so their average may lie where none of them has mass. Use "
-            f"pe.OrbitMixture, or pe.AutoOrbitMixture(model, symmetry), which keeps all of them.",
-            WideOrbitWarning,
-            stacklevel=stacklevel,
-        )
+    if worst is None or spreads[worst] <= WIDE:
+        return False
+    where = f" of site {worst!r}" if worst else ""
+    warnings.warn(
+        f"The means of the moved copies{where} lie {spreads[worst]:.1f} standard deviations apart (rms over its "
+        f"entries; above {WIDE:g} they hardly overlap), so their average may lie where none of them has mass. Use "
+        f"pe.OrbitMixture, or pe.AutoOrbitMixture(model, symmetry), which keeps all of them.",
+        WideOrbitWarning,
+        stacklevel=stacklevel,
+    )
+    return True
 
 
 def _unconstrained(q: Distribution) -> Distribution:

@@ -340,6 +340,12 @@ class TestWideOrbits:
         (warning,) = record
         assert "site 'c' lie 10.0 " in str(warning.message)
 
+    def test_a_warning_that_is_an_error_leaves_no_handler_behind(self):
+        wrapped = pe.SymmetrizedGuide(at_two(autoguide.AutoNormal), flipped())
+        with pytest.raises(WideOrbitWarning):
+            wrapped()
+        assert not pyro.poutine.runtime._PYRO_STACK
+
     def test_a_guide_that_becomes_wide_warns_later(self):
         """It is looked at again at the 10th, 100th, ... call, until it has warned."""
         guide = at_two(autoguide.AutoNormal)

@@ -214,15 +214,6 @@ class AutoDirectNormal(AutoDirect):
         return results
 
 
-def spaces(symmetry: Symmetry, latents) -> dict[str, Space]:
-    """For each latent site, the unconstrained coordinates in which the symmetry moves it linearly.
-
-    :raises SymmetryError: for a site without a representation, one of the wrong shape, one that a bijection does not
-        carry over, or one that moves a plate which is subsampled.
-    """
-    return {name: _space(symmetry, name, site) for name, site in latents}
-
-
 def joint_action(group: Group, spaces: Mapping[str, Space], shapes: Mapping[str, torch.Size]) -> Representation:
     """The action on all sites as one vector; axes that a site's representation leaves out do not move."""
     sites = {}
@@ -232,7 +223,12 @@ def joint_action(group: Group, spaces: Mapping[str, Space], shapes: Mapping[str,
     return joint_representation(Symmetry(group, sites))
 
 
-def _space(symmetry: Symmetry, name: str, site: dict) -> Space:
+def space_of(symmetry: Symmetry, name: str, site: dict) -> Space:
+    """The unconstrained coordinates in which the symmetry moves a latent site linearly.
+
+    :raises SymmetryError: for a site without a representation, one of the wrong shape, one that a bijection does not
+        carry over, or one that moves a plate which is subsampled.
+    """
     rep, shape, event_dim = symmetry[name], site["value"].shape, site["fn"].event_dim
     if rep.space == "unconstrained":
         space = site_space(name, site["fn"].support, rep, shape)

@@ -18,7 +18,7 @@ from ..representations import Representation
 from ..spaces import IsometricLogRatio, Space
 from ..symmetrize import RULES
 from ..symmetry import Symmetry, needed
-from .base import MANY, AutoDirect, is_real, joint_action, spaces
+from .base import MANY, AutoDirect, is_real, joint_action, space_of
 
 
 class AutoJoint(AutoDirect):
@@ -44,7 +44,7 @@ class AutoJoint(AutoDirect):
     def get_posterior(self, *args, **kwargs) -> dist.Distribution: ...
 
     def _transform(self, name, site):
-        self._spaces |= spaces(self.symmetry, [(name, site)])
+        self._spaces[name] = space_of(self.symmetry, name, site)
         return self._spaces[name].transform
 
     def _setup_prototype(self, *args, **kwargs):
@@ -237,8 +237,9 @@ class AutoSymmetricLowRankMultivariateNormal(AutoSymmetricJoint):
         precision = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         pull = torch.zeros(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         for _, _, part in self._slices():
-            root = torch.linalg.cholesky(precision.inverse())
-            shift = (pull @ precision.inverse()) @ factor[part].mT
+            covariance = precision.inverse()
+            root = torch.linalg.cholesky(covariance)
+            shift = (pull @ covariance) @ factor[part].mT
             vector = yield dist.LowRankMultivariateNormal(q.loc[part] + shift, factor[part] @ root, diagonal[part])
             scaled = factor[part] / diagonal[part, None]
             precision = precision + factor[part].mT @ scaled

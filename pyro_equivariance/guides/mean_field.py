@@ -19,7 +19,7 @@ from ..representations import Representation
 from ..spaces import Space
 from ..symmetrize import RULES
 from ..symmetry import Symmetry, needed
-from .base import AutoDirectNormal, is_subsampled, joint_action, spaces
+from .base import AutoDirectNormal, is_subsampled, joint_action, space_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class AutoSymmetricNormal(AutoDirectNormal):
         self._joint: Representation | None = None
 
     def _transform(self, name, site):
-        self._spaces |= spaces(self.symmetry, [(name, site)])
+        self._spaces[name] = space_of(self.symmetry, name, site)
         return self._spaces[name].transform
 
     def _start(self, name, loc, scale):
