@@ -381,6 +381,49 @@ FUNCTIONAL = {
 }
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d])
+def test_running_statistics_are_refused(kind):
+    axes = int(kind.__name__[-2])
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
+    group = {1: pe.DihedralGroup(1), 2: C4, 3: pe.OctahedralGroup()}[axes]
+    net = nn.Sequential(conv(1, 24, 3, padding=1), kind(24, track_running_stats=True), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(LayerError, match=r"without running statistics for '1': they are buffers .* no action moves"):
+        pe.network_symmetry(net, group, (1, *[4] * axes))
+
+
+class Masked(nn.Module):
+    """A convolution whose kernels are kept to a support."""
+
+    def __init__(self, support):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 1, 3, 3))
+        self.register_buffer("support", support)
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.support, padding=1)
+
+
+@pytest.mark.parametrize("support, fits", [
+    ([[0, 1, 0], [1, 1, 1], [0, 1, 0]], True), ([[1, 0, 0], [1, 0, 0], [1, 1, 0]], False),
+], ids=["cross", "L"])  # fmt: skip
+def test_a_support_must_be_kept_by_the_group(support, fits):
+    net = nn.Sequential(Masked(torch.tensor(support).double()), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    channels = pe.regular(C4)
+    sites = {"0.weight": channels * pe.image(C4, (1, 3, 3))}
+    symmetry = pe.network_symmetry(net, C4, (1, 4, 4), sites=sites, features={"0": channels * pe.image(C4, (4, 4))})
+    if fits:
+        assert symmetry.check(net) < 1e-10
+    else:
+        with pytest.raises(LayerError, match="layer '0' to move with the symmetry"):
+            symmetry.check(net)
+
+
+def test_zero_padding_breaks_shifts():
+    net = nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+    with pytest.raises(LayerError, match=r"layer '0' to move .*padding_mode='circular'"):
+        pe.network_symmetry(net, C4, (1, 8)).check(net)
+
+
 class Applies(nn.Module):
     def __init__(self, function):
         super().__init__()
