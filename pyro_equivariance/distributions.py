@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions.kl import register_kl
 
 from .errors import OptionError, SymmetryError
+from .groups import Group
 from .representations import Representation
 from .symmetry import Symmetry
 
@@ -26,8 +27,9 @@ class OrbitMixture(dist.TorchDistribution):
     log densities. For an invariant likelihood and prior ``ELBO(q^G) = ELBO(q) + I(g; θ)`` with
     ``0 ≤ I = KL(q ‖ q^G) ≤ log |G|``: it is never worse than ``q``.
 
-    A group of more than ``max_exact`` elements is too large to sum. Then ``log_prob`` of a draw, and of the last one
-    only, is ``log (1/K) (q(ρ(g)⁻¹ θ) + Σ_{k=2..K} q(ρ(g_k)⁻¹ θ))`` with the ``g`` it was drawn with and ``K - 1``
+    A group of more than ``max_exact`` elements, or without a list of them (:class:`~pyro_equivariance.YoungSubgroup`,
+    :class:`~pyro_equivariance.SpecialOrthogonal`), is too large to sum. Then ``log_prob`` of a draw, and of the last
+    one only, is ``log (1/K) (q(ρ(g)⁻¹ θ) + Σ_{k=2..K} q(ρ(g_k)⁻¹ θ))`` with the ``g`` it was drawn with and ``K - 1``
     others drawn at random: on average above the truth, so that the ELBO stays a lower bound, the tighter the larger
     ``K``.
 
@@ -64,7 +66,7 @@ class OrbitMixture(dist.TorchDistribution):
             )
         self.q = q.to_event(axes - len(q.event_shape)) if axes > len(q.event_shape) else q
         self.rep, self.samples = rep, samples
-        self.is_exact = len(rep.group) <= max_exact
+        self.is_exact = can_be_summed(rep.group, max_exact)
         self._drawn: tuple[Tensor, Tensor] | None = None
         super().__init__(self.q.batch_shape, self.q.event_shape, validate_args=False)
 
@@ -94,7 +96,10 @@ class OrbitMixture(dist.TorchDistribution):
         return torch.logsumexp(self._log_q(self._moved_back(g, value)), 0) - math.log(len(g))
 
     def log_densities(self, value: Tensor) -> Tensor:
-        """``log q(ρ(g)⁻¹ θ)`` for every ``g``, along a new first axis."""
+        """``log q(ρ(g)⁻¹ θ)`` for every ``g``, along a new first axis.
+
+        :raises SymmetryError: for a group without a list of its elements.
+        """
         group = self.rep.group
         return self._log_q(self.rep.orbit(value))[group.inverse(group.elements).to(value.device)]
 
@@ -113,12 +118,19 @@ class OrbitMixture(dist.TorchDistribution):
 
     def _some_elements(self, value: Tensor) -> Tensor:
         if self._drawn is None or self._drawn[0] is not value:
-            raise SymmetryError(
-                f"Expected the last draw of this mixture: {self.rep.group} has {len(self.rep.group)} elements, and the "
-                f"bound needs the one that a value was drawn with. Use a larger max_exact for any other value."
-            )
+            raise self._only_the_last_draw()
         g = self._drawn[1]
-        return torch.cat([g[None], self.rep.group.sample((self.samples - 1, *g.shape)).to(value.device)])
+        batch = g.shape[: g.ndim - self.rep.group.element_dims]
+        return torch.cat([g[None], self.rep.group.sample((self.samples - 1, *batch)).to(value.device)])
+
+    def _only_the_last_draw(self) -> SymmetryError:
+        group = self.rep.group
+        count = f"{len(group)} elements" if group.is_indexed else "no list of its elements"
+        way_out = "a larger max_exact" if group.is_indexed else "a finite group with a list"
+        return SymmetryError(
+            f"Expected the last draw of this mixture: {group} has {count}, and the bound needs the one that a value "
+            f"was drawn with. Use {way_out} for any other value."
+        )
 
     def _log_q(self, copies: Tensor) -> Tensor:
         """``log q`` of moved copies; for Normals what does not depend on them is computed once."""
@@ -133,6 +145,11 @@ class OrbitMixture(dist.TorchDistribution):
 
     def _moved_back(self, g: Tensor, value: Tensor) -> Tensor:
         return self.rep.act(self.rep.group.inverse(g), value)
+
+
+def can_be_summed(group: Group, max_exact: int) -> bool:
+    """Whether a group has a list of at most ``max_exact`` elements."""
+    return group.is_indexed and len(group) <= max_exact
 
 
 def _low_rank_log_prob(q: dist.LowRankMultivariateNormal, values: Tensor) -> Tensor:

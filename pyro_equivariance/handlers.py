@@ -141,8 +141,8 @@ class AugmentMessenger(Messenger):
                 "Expected orbit='full' with likelihood='predictive': the logarithm of a mean over random elements is "
                 "biased. Use orbit='full', or likelihood='mean'."
             )
-        if (orbit == "full" or likelihood == "sum") and not symmetry.group.is_finite:
-            len(symmetry.group)  # raises, naming finite subgroups
+        if (orbit == "full" or likelihood == "sum") and not symmetry.group.is_indexed:
+            _ = symmetry.group.elements  # raises, with the way out
         self.symmetry, self.orbit, self.likelihood = symmetry, orbit, likelihood
         self._copies = 0
         self._subsampled: set[str] = set()

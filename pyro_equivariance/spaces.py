@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from .errors import SymmetryError
-from .representations import Product, Pullback, Representation, matrix
+from .groups import Group
+from .representations import Composed, Factor, Product, Pullback, Representation, Trivial
+from .symmetry import Symmetry
 
 COMMUTES = 1e-4
 
@@ -78,7 +80,8 @@ def site_space(name: str, support, rep: Representation, shape: torch.Size) -> Sp
 
     - real sites, and representations on unconstrained values: as ``rep`` says;
     - elementwise bijections (positive sites, intervals): permutations of equally constrained entries pass through;
-    - simplices: permutations of the categories, in isometric log ratios.
+    - simplices: permutations of the categories, in isometric log ratios;
+    - any other (Cholesky factors, correlations): actions that move whole events along the plates, each as it is.
 
     :param str name: the site's.
     :param support: the site's constraint.
@@ -96,11 +99,46 @@ def site_space(name: str, support, rep: Representation, shape: torch.Size) -> Sp
         return Space(IsometricLogRatio(), _on_log_ratios(name, rep))
     if core.event_dim == 0 and rep.is_permutation and _commutes(transform, rep, shape):
         return Space(transform, rep)
+    if core.event_dim > 0 and (plates := _on_plates(rep, core.event_dim)) is not None:
+        event = transform.inverse_shape(shape[len(shape) - core.event_dim :])
+        return Space(transform, plates * Trivial(rep.group, event))
     raise SymmetryError(
         f"Expected site {name!r} to be real, a simplex, or moved by permutations of equally constrained entries; its "
         f"support is {support} and its action {rep}. Reparametrize it as a real site, or say that the action is on "
         f"unconstrained values: {name!r}: rep.on_unconstrained()."
     )
+
+
+def space_of(symmetry: Symmetry, name: str, site: dict) -> Space:
+    """The unconstrained coordinates in which the symmetry moves a latent site linearly.
+
+    :param dict site: the site's entry in a trace of the model.
+    :raises SymmetryError: for a site without a representation, one of the wrong shape, one that a bijection does not
+        carry over, or one that moves a plate which is subsampled.
+    """
+    rep, shape, event_dim = symmetry[name], site["value"].shape, site["fn"].event_dim
+    if rep.space == "unconstrained":
+        space = site_space(name, site["fn"].support, rep, shape)
+        shape = space.transform.inv(site["value"]).shape
+    check_shape(name, rep, shape, event_dim)
+    check_plates(name, rep, event_dim, site["cond_indep_stack"])
+    return site_space(name, site["fn"].support, rep, shape)
+
+
+def check_shape(name: str, rep: Representation, shape: torch.Size, event_dim: int) -> None:
+    """Raise unless an action is on the last axes of a site's shape, its whole event among them."""
+    axes = len(rep.event_shape)
+    if axes < event_dim:
+        raise SymmetryError(
+            f"Expected the representation of site {name!r} to act on its whole event "
+            f"{tuple(shape[len(shape) - event_dim :])}; got {rep} on {tuple(rep.event_shape)}. Multiply it by "
+            f"pe.trivial(group, shape) for axes that do not move."
+        )
+    if shape[len(shape) - axes :] != rep.event_shape or len(shape) < axes:
+        raise SymmetryError(
+            f"Expected the representation of site {name!r} to act on the last axes of its shape {tuple(shape)}; got "
+            f"{rep} on {tuple(rep.event_shape)}."
+        )
 
 
 def check_plates(name: str, rep: Representation, event_dim: int, frames) -> None:
@@ -162,8 +200,43 @@ def _is_identity(transform: Transform) -> bool:
 def _commutes(transform: Transform, rep: Representation, shape: torch.Size) -> bool:
     u = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     value = transform(u)
-    moved = [(transform(rep.act(g, u)), rep.act(g, value)) for g in rep.group.generators]
+    moved = [(transform(rep.act(g, u)), rep.act(g, value)) for g in probes(rep.group)]
     return all(torch.allclose(a, b, rtol=COMMUTES, atol=COMMUTES) for a, b in moved)
+
+
+class LogRatios(Representation):
+    """A permutation of the categories of a simplex, on its isometric log ratios: ``ρ(g) y = Vᵀ P_g V y``.
+
+    :param Representation categories: the permutation, on one axis.
+    """
+
+    is_orthogonal = True
+
+    def __init__(self, categories: Representation):
+        self.group, self.categories = categories.group, categories
+        self.event_shape = torch.Size([categories.event_shape[0] - 1])
+
+    @property
+    def is_permutation(self):
+        return isinstance(self.categories, Trivial)
+
+    @property
+    def is_monomial(self):  # two categories have one ratio, which changes its sign
+        return self.is_permutation or self.event_shape[0] <= 1
+
+    def _act(self, g, x, dim=-1):
+        basis = contrasts(self.categories.event_shape[0]).to(x)
+        logs = (x.movedim(dim, -1) @ basis.mT).movedim(-1, dim)
+        return (self.categories._act(g, logs, dim).movedim(dim, -1) @ basis).movedim(-1, dim)
+
+    def _modulus(self, power):
+        return Trivial(self.group, self.event_shape)
+
+    def _key(self):
+        return (self.categories,)
+
+    def __repr__(self):
+        return f"log ratios of {self.categories}"
 
 
 def _on_log_ratios(name: str, rep: Representation) -> Representation:
@@ -173,16 +246,55 @@ def _on_log_ratios(name: str, rep: Representation) -> Representation:
         raise SymmetryError(
             f"Expected the categories of the simplex site {name!r} to be permuted, along the last axis; got {rep}."
         )
-    basis = contrasts(categories.event_shape[0])
-    matrices = torch.stack([categories.act(g, basis.mT).mT for g in range(len(rep.group))])
-    ratios = matrix(rep.group, basis.mT @ matrices)
+    ratios = LogRatios(categories)
     return outer[0] * ratios if outer else ratios
 
 
 def _last_axis(rep: Representation) -> tuple[Representation, ...]:
     """``rep`` as what acts on the axes before the last, if there are any, and what acts on the last."""
-    if isinstance(rep, Product) and len(rep.right.event_shape) == 1:
+    return (rep,) if len(rep.event_shape) <= 1 else _split(rep, 1) or (rep,)
+
+
+def _split(rep: Representation, axes: int) -> tuple[Representation, Representation] | None:
+    """``rep`` as a product of what acts on the last so many axes and what acts on those before, if it is one."""
+    if isinstance(rep, Trivial):
+        shape = rep.event_shape
+        return Trivial(rep.group, shape[: len(shape) - axes]), Trivial(rep.group, shape[len(shape) - axes :])
+    if isinstance(rep, Composed):
+        both = _split(rep.left, axes), _split(rep.right, axes)
+        return tuple(map(Composed, *both)) if all(both) else None
+    if isinstance(rep, Factor):
+        parts = _split(rep.base, axes)
+        return parts and tuple(Factor(rep.group, part, rep.side) for part in parts)
+    if isinstance(rep, Pullback):
+        parts = _split(rep.base, axes)
+        return parts and tuple(part.pullback(rep.group, rep.homomorphism) for part in parts)
+    if not isinstance(rep, Product):
+        return None
+    right = len(rep.right.event_shape)
+    if right == axes:
         return rep.left, rep.right
-    if isinstance(rep, Pullback) and isinstance(rep.base, Product):
-        return tuple(part.pullback(rep.group, rep.homomorphism) for part in _last_axis(rep.base))
-    return (rep,)
+    if right > axes:
+        parts = _split(rep.right, axes)
+        return parts and (rep.left * parts[0], parts[1])
+    parts = _split(rep.left, axes - right)
+    return parts and (parts[0], parts[1] * rep.right)
+
+
+def _on_plates(rep: Representation, event_dim: int) -> Representation | None:
+    """What acts on the axes before the event, where the event itself stays."""
+    parts = _split(rep, event_dim) if len(rep.event_shape) >= event_dim else None
+    return parts[0] if parts and not moves(parts[1]) else None
+
+
+def moves(rep: Representation) -> bool:
+    """Whether an action moves anything."""
+    if isinstance(rep, Trivial):
+        return False
+    x = torch.randn(rep.event_shape, generator=torch.Generator().manual_seed(0))
+    return any(not torch.equal(rep.act(g, x), x) for g in probes(rep.group))
+
+
+def probes(group: Group):
+    """Elements on which a law is tried: generators, or of a continuous group a few at random."""
+    return group.generators if group.is_finite else group.sample((4,))

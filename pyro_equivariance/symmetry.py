@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import LayerError, SymmetryError
-from .groups import Group
-from .representations import Representation
+from .groups import Group, ProductGroup
+from .representations import Composed, Factor, Representation, Trivial
 
 CHECK_TOLERANCE = 1e-6
 CHECK_ALL = 64
@@ -78,6 +78,40 @@ class Symmetry:
                 f"Add {site!r} to sites=, with pe.trivial(group, shape) if it does not move."
             )
         return self.sites[site]
+
+    def __mul__(self, other: "Symmetry") -> "Symmetry":
+        """Two symmetries of one model together: the group is ``G × H``.
+
+        A site that only one of them moves moves by that one. A site that both move moves by ``ρ1(g) ρ2(h)``, so the two
+        actions must commute; likewise inputs, outputs and features.
+
+        :raises SymmetryError: if two actions on one site do not commute, or differ in shape or in space; for a group
+            whose elements are not numbered.
+
+        >>> import torch, pyro_equivariance as pe
+        >>> Z2, field = pe.SignGroup(), pe.lattice(pe.DihedralGroup(4), (8, 8))
+        >>> flip = (pe.vector(Z2) * pe.trivial(Z2, (8, 8))).reshape((8, 8))
+        >>> symmetry = pe.Symmetry(field.group, {"field": field}) * pe.Symmetry(Z2, {"field": flip})
+        >>> len(symmetry.group), symmetry["field"].mean(torch.ones(8, 8)).abs().max().item()
+        (1024, 0.0)
+
+        Components that may be relabelled, while their mirror images fit as well:
+
+        >>> S3 = pe.SymmetricGroup(3)
+        >>> relabel = pe.Symmetry(S3, {"locs": pe.permutation(S3), "assignment": pe.labels(S3)})
+        >>> mirror = pe.Symmetry(Z2, {"locs": pe.signed_permutation(Z2, [[0, 1, 2]] * 2, [[1] * 3, [-1] * 3])})
+        >>> values = {"locs": torch.tensor([1.0, 2.0, 3.0]), "assignment": torch.tensor(2)}
+        >>> moved = (relabel * mirror).act(3, values)  # things 1 and 2 exchanged, and all signs
+        >>> moved["locs"].tolist(), moved["assignment"].item()
+        ([-1.0, -3.0, -2.0], 1)
+        """
+        if not isinstance(other, Symmetry):
+            return NotImplemented
+        group = ProductGroup(self.group, other.group)
+        sites = _joined_all(group, self.sites, other.sites)
+        features = _joined_all(group, self.features, other.features)
+        inputs = _joined(group, self.inputs, other.inputs, "inputs")
+        return Symmetry(group, sites, inputs, _joined(group, self.outputs, other.outputs, "outputs"), features)
 
     def act(self, g: Tensor | int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``ρ(g) θ``: every site moved by the same ``g``.
@@ -158,8 +192,8 @@ class Symmetry:
         return worst
 
     def _some_elements(self, generator: torch.Generator) -> list[int]:
-        """All of the group, or of a large one its generators and as many others at random."""
-        if not self.group.is_finite:
+        """All of the group, or of a large one its generators and as many others at random; without a list those."""
+        if not self.group.is_indexed:
             return list(self.group.sample((CHECK_ALL,)))
         if len(self.group) <= CHECK_ALL:
             return list(range(len(self.group)))
@@ -175,13 +209,64 @@ class Symmetry:
             gap = float((after - expected).abs().max() / before.abs().max().clamp_min(1e-30))
         if not gap <= CHECK_TOLERANCE:  # NaN is off as well
             where = f"layer {name!r}" if name else "the network's output"
-            element = repr(self.group.names[g]) if self.group.is_finite else "a random element"
+            element = repr(self.group.names[g]) if self.group.is_indexed else "a random element"
             raise LayerError(
                 f"Expected {where} to move with the symmetry; under {element} it is off by {gap:.1e} of its size. "
                 f"Odd sizes before a pooling and strides break rotations, and zero padding breaks shifts "
                 f"(padding_mode='circular'): resize, or change the layer."
             )
         return gap
+
+
+def _joined_all(group: ProductGroup, left: Mapping, right: Mapping) -> dict[str, Representation]:
+    return {name: _joined(group, left.get(name), right.get(name), name) for name in {**left, **right}}
+
+
+def _joined(
+    group: ProductGroup, left: Representation | None, right: Representation | None, name: str
+) -> Representation | None:
+    """How the product of two groups moves what they move by ``left`` and ``right``; ``None`` does not move."""
+    if left is not None and right is not None:
+        left, right = _on_one_shape(left, right, name)
+    given = [rep for rep in (left, right) if rep is not None]
+    sides = [(rep, side) for side, rep in enumerate((left, right)) if rep is not None and not isinstance(rep, Trivial)]
+    spaces = {rep.space for rep, _ in sides}
+    if len(spaces) > 1:
+        raise SymmetryError(
+            f"Expected both symmetries to act on site {name!r} in one space; got {left.space} and {right.space} "
+            f"values. Where the one action is the same on both, say so: rep.on_unconstrained()."
+        )
+    if not sides:
+        return Trivial(group, given[0].event_shape) if given else None
+    factors = [Factor(group, rep, side) for rep, side in sides]
+    joined = factors[0] if len(factors) == 1 else _composed(*factors, name)
+    return joined.on_unconstrained() if spaces == {"unconstrained"} else joined
+
+
+def _on_one_shape(left: Representation, right: Representation, name: str) -> tuple[Representation, Representation]:
+    """Both on the longer shape: axes on the left that one leaves out do not move."""
+    shapes = sorted((left.event_shape, right.event_shape), key=len)
+    extra = shapes[1][: len(shapes[1]) - len(shapes[0])]
+    if shapes[1] != extra + shapes[0]:
+        raise SymmetryError(
+            f"Expected both symmetries to act on {name!r} in one shape; got {tuple(left.event_shape)} of {left} and "
+            f"{tuple(right.event_shape)} of {right}."
+        )
+    return tuple(_with_outer(rep, extra) if rep.event_shape != shapes[1] else rep for rep in (left, right))
+
+
+def _with_outer(rep: Representation, shape: torch.Size) -> Representation:
+    longer = Trivial(rep.group, shape) * rep
+    if isinstance(rep, Trivial):
+        longer = Trivial(rep.group, shape + rep.event_shape)
+    return longer.on_unconstrained() if rep.space == "unconstrained" else longer
+
+
+def _composed(left: Representation, right: Representation, name: str) -> Representation:
+    try:
+        return Composed(left, right)
+    except SymmetryError as error:
+        raise SymmetryError(f"{error} This is about {name!r}.") from error
 
 
 def needed(symmetry: Symmetry | None) -> Symmetry:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pyro_equivariance as pe
+from pyro_equivariance.representations import Composed, Factor, NaturalPermutation
 
 # Groups
 
@@ -27,6 +28,13 @@ GROUPS = {
     "S3": lambda: pe.SymmetricGroup(3),
     "S4": lambda: pe.SymmetricGroup(4),
     "signs": pe.SignGroup,
+    "signed permutations of 2": lambda: pe.SignedPermutationGroup(2),
+    "signed permutations of 3": lambda: pe.SignedPermutationGroup(3),
+    "lattice of one axis": lambda: pe.LatticeGroup(pe.DihedralGroup(1), 4),
+    "lattice, translations": lambda: pe.LatticeGroup(None, (1, 2, 3)),
+    "lattice, C2": lambda: pe.LatticeGroup(pe.CyclicGroup(2), (2, 3)),
+    "lattice, D4": lambda: pe.LatticeGroup(pe.DihedralGroup(4), (3, 3)),
+    "lattice, C4 of the cube": lambda: pe.LatticeGroup(pe.OctahedralGroup().subgroup([1]), (2, 2, 2)),
     "A4 from generators": lambda: pe.PermutationGroup([(1, 2, 0, 3), (1, 0, 3, 2)]),
     "Klein's from a complete list": lambda: pe.PermutationGroup(KLEIN),
     "C2 x S3": lambda: pe.CyclicGroup(2) * pe.SymmetricGroup(3),
@@ -75,6 +83,26 @@ def restricted():
     return pe.matrix(group.parent, rotations(4, mirrored=True)).pullback(group, group.inclusion)
 
 
+def on_a_product():
+    """An image under C4, and signs that leave it as it is."""
+    group = pe.CyclicGroup(4) * pe.SignGroup()
+    return Factor(group, pe.image(group.left, (3, 3)), 0)
+
+
+def turned_and_flipped():
+    turn = on_a_product()
+    flip = pe.vector(pe.SignGroup()) * pe.trivial(pe.SignGroup(), (3, 3))
+    return Composed(turn, Factor(turn.group, flip.reshape((3, 3)), 1))
+
+
+def sheared_and_doubled():
+    """Neither is orthogonal: sheared turns of a pair, and scaled swaps of pairs."""
+    group = pe.CyclicGroup(4) * pe.CyclicGroup(2)
+    turn, swap = sheared_rotations(), scaled_swap()
+    left = Factor(group, turn * pe.trivial(turn.group, 2), 0)
+    return Composed(left, Factor(group, pe.trivial(swap.group, 2) * swap, 1))
+
+
 def hidden_kernel(group):
     return pe.regular(group, 2) * pe.regular(group).dual * pe.image(group, (3, 3))
 
@@ -118,6 +146,29 @@ REPRESENTATIONS = {
     "dual of a product": lambda: (sheared_rotations(3) * pe.regular(pe.CyclicGroup(3))).dual,
     "pullback to a factor": first_factor,
     "pullback to a subgroup": restricted,
+    "permutation without a table": lambda: NaturalPermutation(pe.SymmetricGroup(4)),
+    "signed permutation without a table": lambda: NaturalPermutation(pe.SignedPermutationGroup(3), signed=True),
+    "product without a table": lambda: (
+        pe.trivial(pe.SymmetricGroup(3), 2)
+        * NaturalPermutation(pe.SymmetricGroup(3))
+        * pe.regular(pe.SymmetricGroup(3))
+    ),
+    "sum without a table": lambda: (
+        NaturalPermutation(pe.SignedPermutationGroup(2), signed=True) + NaturalPermutation(pe.SignedPermutationGroup(2))
+    ),
+    "vector, signed permutations": lambda: pe.vector(pe.SignedPermutationGroup(3)),
+    "lattice": lambda: pe.lattice(pe.DihedralGroup(4), (3, 3)),
+    "one factor": on_a_product,
+    "composed": turned_and_flipped,
+    "composed, sheared": sheared_and_doubled,
+    "pullback without a table": lambda: NaturalPermutation(pe.SymmetricGroup(3)).pullback(
+        pe.SymmetricGroup(3), pe.SymmetricGroup(3).elements
+    ),
+    "pullback of signed permutations": lambda: pe.vector(pe.SignedPermutationGroup(3).subgroup(["(0 1)·-2", "-0"])),
+    "pullback of a lattice": lambda: pe.lattice(pe.DihedralGroup(4), (3, 3)).pullback(
+        pe.CyclicGroup(3), 8 * torch.arange(3)
+    ),
+    "pullback of composed": lambda: turned_and_flipped().pullback(pe.CyclicGroup(4), torch.tensor([0, 3, 4, 7])),
     "kernel, C4": lambda: hidden_kernel(pe.CyclicGroup(4)),
     "kernel, D2": lambda: hidden_kernel(pe.DihedralGroup(2)),
 }

@@ -324,6 +324,87 @@ class TestBound:
         assert len({float(bound.log_prob(theta)) for _ in range(20)}) > 1
 
 
+class TestWithoutAList:
+    """Groups that are not numbered: the bound against the exact density of the same group, or its closed form."""
+
+    YOUNG = pe.YoungSubgroup((2, 3))
+    PLANE = pe.SpecialOrthogonal(2)
+
+    def blocks(self):
+        """The same permutations as an index group, and an element of the one for each of the other."""
+        S2, S3 = pe.SymmetricGroup(2), pe.SymmetricGroup(3)
+        g, h = (S2 * S3).split((S2 * S3).elements)
+        return pe.permutation(S2 * S3, torch.cat([S2.permutations(g), S3.permutations(h) + 2], -1))
+
+    def bound_and_exact(self, kind, samples):
+        """The mixture, and the true log density of ``(..., n)``."""
+        if kind == "blocks":
+            q = dist.Normal(torch.tensor([0.0, 1.5, 2.0, 3.0, 4.0]), 0.6).to_event(1)
+            bound, exact = pe.OrbitMixture(q, pe.permutation(self.YOUNG), samples=samples), pe.OrbitMixture(
+                q, self.blocks())  # fmt: skip
+            return bound, exact.log_prob
+        bound = pe.OrbitMixture(dist.Normal(torch.tensor([2.0, 0.0]), 0.5).to_event(1), pe.vector(self.PLANE),
+                                samples=samples)  # fmt: skip
+
+        def turned(theta):  # the mean over the angle of a round Normal at distance 2
+            z = theta.norm(dim=-1) * 2 / 0.25
+            squares = theta.square().sum(-1) + 4
+            return torch.special.i0e(z).log() + z - squares / 0.5 - math.log(2 * math.pi * 0.25)
+
+        return bound, turned
+
+    def gaps(self, kind, samples, count=4000):
+        bound, exact = self.bound_and_exact(kind, samples)
+        theta = bound.sample((count,))
+        gaps = bound.log_prob(theta) - exact(theta)
+        return float(gaps.mean()), float(gaps.std()) / count**0.5
+
+    @pytest.mark.parametrize("kind", ["blocks", "plane"])
+    def test_falls_to_the_truth(self, kind):
+        found = [self.gaps(kind, samples) for samples in (2, 4, 16, 64, 256)]
+        means = [mean for mean, _ in found]
+        assert all(mean > -SIGMAS * error for mean, error in found)
+        assert all(a > b for a, b in zip(means, means[1:], strict=False))
+        assert means[0] > 1.0 and means[-1] < 0.03
+
+    def test_moments_are_those_of_the_group(self):
+        """The mean and the variance need no list: orbits are what the generators connect."""
+        q = full(5)
+        bound, exact = pe.OrbitMixture(q, pe.permutation(self.YOUNG)), pe.OrbitMixture(q, self.blocks())
+        assert_close(bound.mean, exact.mean, **CLOSE)
+        assert_close(bound.variance, exact.variance, **CLOSE)
+        draws = bound.sample((20_000,))
+        assert within(draws.mean(0), exact.mean, draws.std(0) / len(draws) ** 0.5, 4.5)
+
+    @pytest.mark.parametrize("kind", ["blocks", "plane"])
+    @pytest.mark.parametrize("base", BASES)
+    def test_shapes(self, kind, base):
+        rep = pe.permutation(self.YOUNG) if kind == "blocks" else pe.vector(self.PLANE)
+        n = rep.event_shape[0]
+        bound = pe.OrbitMixture(BASES[base](n), rep, samples=3)
+        assert not bound.is_exact and bound.log_prob(bound.rsample()).shape == ()
+        assert bound.log_prob(bound.rsample((4, 3))).shape == (4, 3)
+        batch = bound.expand((2,))
+        assert batch.log_prob(batch.rsample((4,))).shape == (4, 2) and not batch.is_exact
+
+    def test_one_element_moves_all_sites(self):
+        sites = {"rows": pe.permutation(self.YOUNG, block=1) * pe.trivial(self.YOUNG, 2), "units": pe.permutation(
+            self.YOUNG, block=1)}  # fmt: skip
+        laws = {"rows": dist.Normal(torch.arange(6.0).reshape(3, 2), 1e-9),
+                "units": dist.Normal(torch.arange(3.0), 1e-9)}  # fmt: skip
+        draws = pe.OrbitMixture(laws, pe.Symmetry(self.YOUNG, sites)).sample((50,))
+        assert_close(draws[:, :6].reshape(50, 3, 2)[..., 0], 2 * draws[:, 6:], atol=1e-6, rtol=0.0)
+        assert len({tuple(row.round().tolist()) for row in draws[:, 6:]}) == 6
+
+    @pytest.mark.parametrize("kind, message", [("blocks", "lists its elements"), ("plane", "Expected a finite group")])
+    def test_what_needs_a_list(self, kind, message):
+        bound, _ = self.bound_and_exact(kind, 2)
+        with pytest.raises(pe.SymmetryError, match=message):
+            bound.log_densities(torch.zeros(bound.event_shape))
+        with pytest.raises(pe.SymmetryError, match="last draw of this mixture.*no list of its elements.*finite group"):
+            bound.log_prob(torch.zeros(bound.event_shape))
+
+
 class TestSites:
     """With a symmetry: one element moves all sites."""
 
@@ -389,10 +470,6 @@ class TestRefused:
         rep = pe.image(pe.CyclicGroup(8), (4, 4), interpolation="bilinear")
         with pytest.raises(pe.SymmetryError, match="exact representation for an orbit mixture"):
             pe.OrbitMixture(dist.Normal(torch.zeros(4, 4), 1.0), rep)
-
-    def test_continuous_groups(self):
-        with pytest.raises(pe.SymmetryError, match="finite group"):
-            pe.OrbitMixture(dist.Normal(torch.zeros(2), 1.0), pe.vector(pe.SpecialOrthogonal(2)))
 
     @pytest.mark.parametrize("q", [normal(3), dist.Normal(0.0, 1.0), dist.Normal(torch.zeros(4, 2), 1.0).to_event(2)])
     def test_shapes(self, q):

@@ -7,14 +7,16 @@ import sys
 
 import pytest
 import torch
-from catalogue import REPRESENTATIONS, rotations, scaled_swap, sheared_rotations, signed_turns
+from catalogue import REPRESENTATIONS, rotations, scaled_swap, sheared_rotations, signed_turns, turned_and_flipped
 from torch.testing import assert_close
 
 import pyro_equivariance as pe
 from pyro_equivariance.errors import SymmetryError
+from pyro_equivariance.representations import Composed, Factor, Labels, NaturalPermutation, SignedPermutation
 
 EXACT = {"atol": 1e-12, "rtol": 0}
-MIXING = {"matrix, C8", "matrix, sheared", "product", "sum", "dual", "dual of a product"}
+MIXING = {"matrix, C8", "matrix, sheared", "product", "sum", "dual", "dual of a product", "composed, sheared"}
+S3 = pe.SymmetricGroup(3)
 QUARTER_TURNS = [0, math.pi / 2, math.pi, 3 * math.pi / 2]
 
 
@@ -316,6 +318,197 @@ class TestAngle:
             rep.modulus()
 
 
+class TestWithoutATable:
+    @pytest.mark.parametrize("signed", [False, True])
+    def test_agrees_with_the_table(self, signed):
+        group = pe.SignedPermutationGroup(3)
+        table = pe.vector(group) if signed else pe.permutation(group)
+        lazy, x, g = NaturalPermutation(group, signed), torch.randn(48, 5, 3), group.elements[:, None]
+        assert isinstance(table, SignedPermutation) and repr(lazy) == repr(table)
+        assert torch.equal(lazy.act(g, x), table.act(g, x))
+
+    def test_twenty_things(self):
+        group = pe.SymmetricGroup(20)
+        rep, x, g = pe.permutation(group), torch.randn(7, 20), group.sample((7,))
+        moved = rep.act(g, x)
+        assert isinstance(rep, NaturalPermutation) and rep.is_permutation
+        assert torch.equal(moved.gather(-1, group.permutations(g)), x)
+        assert torch.equal(rep.act(group.inverse(g), moved), x)
+        assert_close(rep.mean(x), x.mean(-1, keepdim=True).expand(7, 20), **EXACT)
+        assert_close((rep * rep).mean(torch.eye(20)), torch.eye(20), **EXACT)
+        assert rep.modulus() == rep.dual == rep
+
+    def test_sixteen_things_with_signs(self):
+        group = pe.SignedPermutationGroup(16)
+        rep, x, g = pe.vector(group), torch.randn(16), group.sample((3, 2))
+        moved = rep.act(g, x)
+        assert isinstance(rep, NaturalPermutation) and not rep.is_permutation
+        assert torch.equal(moved.gather(-1, group.permutations(g)), x * group.signs(g))
+        assert torch.equal(rep.act(group.inverse(g), moved), x.expand(3, 2, 16))
+        assert_close(rep.mean(x), torch.zeros(16), **EXACT)
+        assert torch.equal(rep.modulus().act(g, x.abs()), moved.abs())
+
+    def test_a_large_lattice(self):
+        rep = pe.lattice(pe.DihedralGroup(4), (32, 32))
+        x, g = torch.randn(32, 32), rep.group.sample((2,))
+        assert isinstance(rep.base, NaturalPermutation) and repr(rep) == "lattice(32, 32)"
+        assert torch.equal(rep.act(rep.group.inverse(g), rep.act(g, x)), x.expand(2, 32, 32))
+        assert_close(rep.mean(x), x.mean().expand(32, 32), **EXACT)
+
+    def test_the_product_of_large_groups(self):
+        left, right = pe.SymmetricGroup(18), pe.SignGroup()
+        rep = Factor(left * right, pe.permutation(left), 0)
+        x = torch.randn(18)
+        assert_close(rep.mean(x), x.mean().expand(18), **EXACT)
+
+
+class TestLattice:
+    @pytest.mark.parametrize("group", [
+        kind(n) for n in (1, 2, 4) for kind in (pe.CyclicGroup, pe.DihedralGroup)
+    ], ids=repr)  # fmt: skip
+    def test_is_the_image_up_to_a_translation(self, group):
+        """A picture turns about its centre, the lattice about site 0, which then goes where the picture has it."""
+        x, picture, rep = torch.randn(4, 4), pe.image(group, (4, 4)), pe.lattice(group, (4, 4))
+        corner = torch.zeros(4, 4)
+        corner[0, 0] = 1
+        for g in range(len(group)):
+            translation = int(picture.act(g, corner).flatten().argmax()) * len(group)
+            both = rep.group.compose(translation, g)
+            assert torch.equal(rep.act(both, x), picture.act(g, x))
+            assert torch.equal(rep.act(both, x), rep.act(translation, rep.act(g, x)))
+
+    def test_is_the_volume_up_to_a_translation(self):
+        group, x = pe.OctahedralGroup(reflections=True), torch.randn(3, 3, 3)
+        picture, rep, corner = pe.volume(group, (3, 3, 3)), pe.lattice(group, (3, 3, 3)), torch.zeros(3, 3, 3)
+        corner[0, 0, 0] = 1
+        for g in range(48):
+            translation = int(picture.act(g, corner).flatten().argmax()) * 48
+            assert torch.equal(rep.act(translation + g, x), picture.act(g, x))
+
+    def test_translations_roll(self):
+        x, rep = torch.randn(2, 4, 6), pe.lattice(None, (4, 6))
+        for k, shift in enumerate(torch.cartesian_prod(torch.arange(4), torch.arange(6)).tolist()):
+            assert torch.equal(rep.act(k, x), x.roll(shift, (-2, -1)))
+
+    def test_reversal_of_one_axis_keeps_site_0(self):
+        rep = pe.lattice(pe.DihedralGroup(1), 5)
+        assert rep.act(1, torch.arange(5)).tolist() == [0, 4, 3, 2, 1] and repr(rep) == "lattice(5,)"
+
+    @pytest.mark.parametrize("size", [8, 16])
+    def test_mean(self, size):
+        rep, x = pe.lattice(pe.DihedralGroup(4), (size, size)), torch.randn(3, size, size)
+        assert_close(rep.mean(x), x.mean((-1, -2), keepdim=True).expand_as(x), **EXACT)
+
+
+class TestComposed:
+    def test_is_one_after_the_other(self):
+        rep, x = turned_and_flipped(), torch.randn(3, 3)
+        for g in range(8):
+            assert torch.equal(rep.act(g, x), x.rot90(g // 2) * (-1) ** g)
+        assert repr(rep) == f"{rep.left} @ {rep.right}"
+
+    def test_large_groups_meet_no_table(self):
+        group = pe.SymmetricGroup(18) * pe.SignGroup()
+        flip = (pe.vector(group.right) * pe.trivial(group.right, 18)).reshape(18)
+        rep, x = Composed(Factor(group, pe.permutation(group.left), 0), Factor(group, flip, 1)), torch.randn(18)
+        assert torch.equal(rep.act(1, x), -x) and rep.dual == rep
+        assert_close(rep.mean(x), torch.zeros(18), **EXACT)
+        assert torch.equal(rep.modulus().act(1, x), x)
+
+    def test_angles_and_labels_on_a_lattice(self):
+        field, turn = pe.lattice(None, (2, 2)), pe.angle(pe.CyclicGroup(4), QUARTER_TURNS)
+        colours = pe.labels(pe.SymmetricGroup(3))
+        for each, x in ((turn, torch.rand(2, 2)), (colours, torch.randint(3, (2, 2)))):
+            group = field.group * each.group
+            alike = Factor(group, each * pe.trivial(each.group, (2, 2)), 1)
+            for rep in (Composed(Factor(group, field, 0), alike), Composed(alike, Factor(group, field, 0))):
+                a, b = group.sample((20, 1)), group.sample((20,))
+                assert_close(rep.act(a, rep.act(b, x)), rep.act(group.compose(a, b), x), **EXACT)
+                assert not rep.is_linear
+
+    @pytest.mark.parametrize("pair", [
+        lambda: (pe.permutation(S3), pe.permutation(S3)), lambda: (pe.labels(S3), pe.labels(S3)),
+    ], ids=["permutations", "labels"])  # fmt: skip
+    def test_must_commute(self, pair):
+        with pytest.raises(SymmetryError, match="two actions that commute; .* do not"):
+            Composed(*pair())
+
+    def test_must_be_of_one_shape_and_group(self):
+        with pytest.raises(SymmetryError, match=r"tensors of one shape; got \(3,\) of .* and \(2,\)"):
+            Composed(pe.permutation(S3), pe.trivial(S3, 2))
+        with pytest.raises(SymmetryError, match="of one group"):
+            Composed(pe.permutation(S3), pe.trivial(pe.SignGroup(), 3))
+        with pytest.raises(SymmetryError, match="representation of factor 1 of"):
+            Factor(S3 * pe.SignGroup(), pe.permutation(S3), 1)
+
+
+class TestLabels:
+    REPS = {
+        "own": lambda: pe.labels(S3),
+        "given": lambda: pe.labels(pe.CyclicGroup(3), [[0, 1, 2, 3], [1, 2, 0, 3], [2, 0, 1, 3]]),
+        "without a table": lambda: Labels(S3),
+    }
+
+    @pytest.fixture(params=REPS)
+    def rep(self, request):
+        return self.REPS[request.param]()
+
+    def test_law_of_composition(self, rep):
+        G, z = rep.group, torch.arange(rep.classes)
+        a, b = G.elements[:, None, None], G.elements[:, None]
+        assert torch.equal(rep.act(a, rep.act(b, z)), rep.act(G.compose(a, b), z))
+        assert torch.equal(rep.act(0, z), z)
+
+    @pytest.mark.parametrize("kind", [torch.int64, torch.uint8, torch.float32, torch.float64])
+    def test_indicators_move_by_the_permutation(self, rep, kind):
+        G, z = rep.group, torch.randint(rep.classes, (5,)).to(kind)
+        table = None if rep._permutations is None else rep._permutations
+        moved = rep.act(G.elements[:, None], z)
+        one_hot = torch.nn.functional.one_hot(z.long(), rep.classes)
+        assert moved.dtype == kind and moved.shape == (len(G), 5)
+        found = pe.permutation(G, table).act(G.elements[:, None], one_hot).argmax(-1)
+        assert torch.equal(moved.long(), found)
+        assert torch.equal(torch.stack([rep.act(g, z) for g in range(len(G))]), moved)
+
+    def test_one_of_each_component_follows_it(self):
+        """The component of a datum keeps its parameters, whatever it is called."""
+        locs, z, g = torch.randn(3), torch.randint(3, (7,)), S3.elements[:, None]
+        moved = pe.permutation(S3).act(S3.elements, locs)
+        assert torch.equal(moved.gather(-1, pe.labels(S3).act(g, z)), locs[z].expand(6, 7))
+
+    def test_fields_of_labels(self, rep):
+        both = rep * pe.trivial(rep.group, (2, 4))
+        z, g = torch.randint(3, (3, 2, 4)), rep.group.sample((3,))
+        expected = torch.stack([rep.act(int(g[i]), z[i]) for i in range(3)])
+        assert torch.equal(both.act(g, z), expected)
+        assert torch.equal((pe.trivial(rep.group, (2, 4)) * rep).act(g, z), expected)
+
+    def test_a_large_group(self):
+        group = pe.SymmetricGroup(20)
+        rep, z, g = pe.labels(group), torch.arange(20), group.sample((4, 1))
+        assert rep.classes == 20 and torch.equal(rep.act(g, z), group.permutations(g[:, 0]))
+
+    def test_is_a_value(self, rep):
+        assert (
+            pickle.loads(pickle.dumps(rep)) == rep != pe.labels(pe.SymmetricGroup(4))
+            and repr(rep) == f"labels({rep.classes})"
+        )
+        assert hash(pickle.loads(pickle.dumps(rep))) == hash(rep) and rep.event_shape == ()
+        assert not (rep.is_linear or rep.is_permutation or rep.is_monomial or rep.is_orthogonal)
+
+    @pytest.mark.parametrize("z", [3, -1, 0.5, math.nan])
+    def test_other_labels(self, z):
+        with pytest.raises(SymmetryError, match=r"whole numbers between 0 and 2 as labels; got values between"):
+            pe.labels(S3).act(1, torch.tensor([0, z]))
+
+    def test_nothing_linear_is_asked_of_it(self):
+        with pytest.raises(SymmetryError, match="mean over the orbit; labels.3. shifts angles or labels"):
+            pe.labels(S3).mean(torch.tensor(1))
+        with pytest.raises(SymmetryError, match="permutes and rescales"):
+            pe.labels(S3).modulus()
+        assert pe.labels(S3).act(S3.sample((0,)), torch.zeros(0)).shape == (0,)
+
+
 def test_matrices_keep_float64_under_a_float32_default():
     torch.set_default_dtype(torch.float32)
     rep, x = pe.matrix(pe.CyclicGroup(8), rotations(8)), torch.randn(2, dtype=torch.float64)
@@ -364,6 +557,9 @@ BAD = {
     "nan": (r"compose as", lambda: pe.matrix(S2, [[[1.0]], [[math.nan]]])),
     "shifts do not compose": (r"compose as .*'r90'", lambda: pe.angle(C4, [0, 1, 2, 3])),
     "reflection by 2": (r"compose as", lambda: pe.angle(S2, [0, 0], [1, 2])),
+    "labels do not compose": (r"compose as CyclicGroup\(4\)", lambda: pe.labels(C4, SWAP + [[0, 1]] * 2)),
+    "labels without permutations": (r"CyclicGroup\(4\) has none of its own", lambda: pe.labels(C4)),
+    "lattice not square": (r"axes of equal length", lambda: pe.lattice(C4, (4, 5))),
     "not a permutation": (r"permutation of 0 \.\. n-1; got \[\[0, 0\]", lambda: pe.permutation(S2, [[0, 0], [1, 0]])),
     "no permutations": (r"CyclicGroup\(4\) has none of its own", lambda: pe.permutation(C4)),
     "half a place": (r"integers as permutations", lambda: pe.permutation(S2, [[0.0, 1.0], [0.5, 0.0]])),

@@ -16,6 +16,7 @@ from torch import nn
 
 import pyro_equivariance as pe
 from pyro_equivariance import storage
+from pyro_equivariance.spaces import LogRatios
 from pyro_equivariance.storage import decode, encode
 
 MORE_GROUPS = {
@@ -32,6 +33,8 @@ MORE_REPRESENTATIONS = {
     "rotation": lambda: pe.vector(pe.SpecialOrthogonal(3)),
     "quotient": lambda: pe.quotient(pe.DihedralGroup(4), ["s"]),
     "sequence": lambda: pe.sequence(pe.DihedralGroup(2), (2, 4)),
+    "units": lambda: pe.trivial(G := pe.YoungSubgroup((2, 3)), 2) * pe.permutation(G, block=1),
+    "ten things": lambda: pe.permutation(pe.SymmetricGroup(10)),
     "volume": lambda: pe.volume(pe.OctahedralGroup(), (2, 2, 2)),
     "one factor on unconstrained values": lambda: (
         pe.vector(pe.SignGroup()).on_unconstrained() * pe.trivial(pe.SignGroup(), 2)
@@ -74,6 +77,17 @@ def test_representations(name, way, space, tmp_path):
     assert torch.equal(again.act(g, x), rep.act(g, x))
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_labels(way, tmp_path):
+    rep = pe.labels(pe.SymmetricGroup(3))
+    again = through(rep, way, tmp_path)
+    assert (
+        again == rep
+        and again.act(torch.arange(6)[:, None], torch.arange(3)).tolist()
+        == rep.act(torch.arange(6)[:, None], torch.arange(3)).tolist()
+    )
+
+
 def test_spaces_tell_representations_apart(tmp_path):
     rep = REPRESENTATIONS["signs"]()
     assert through(rep.on_unconstrained(), "file", tmp_path) != rep
@@ -94,9 +108,9 @@ def test_every_description_can_be_saved():
     def kinds(base):
         return {base} | {k for kind in base.__subclasses__() for k in kinds(kind)}
 
-    described = kinds(pe.Group) | kinds(pe.Representation) | {pe.SpecialOrthogonal, pe.Symmetry}
+    described = kinds(pe.Group) | kinds(pe.Representation) | {pe.SpecialOrthogonal, pe.Symmetry, pe.YoungSubgroup}
     described = {kind for kind in described if kind.__module__.startswith("pyro_equivariance")}
-    assert described - {pe.Group, pe.Representation} == set(storage.VALUES)
+    assert described - {pe.Group, pe.Representation, LogRatios} == set(storage.VALUES)  # guides make log ratios anew
 
 
 @pytest.mark.parametrize("value", [nn.Linear(2, 2), {1, 2}, len, object()], ids=["module", "set", "function", "object"])

@@ -1,6 +1,7 @@
 """One g for everything; the check passes on compatible networks and names the first layer that is not."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -138,6 +139,92 @@ class TestValue:
 
     def test_repr(self):
         assert repr(two_sites()) == "Symmetry(CyclicGroup(4), 2 sites, inputs=None, outputs=None)"
+
+
+class TestProduct:
+    SIGNS = pe.SignGroup()
+
+    def flips(self, shape):
+        return (pe.vector(self.SIGNS) * pe.trivial(self.SIGNS, shape)).reshape(shape)
+
+    def pair(self):
+        """The kernel is moved by both, the bias by the first, the offset by the second, the rest by none."""
+        left = two_sites(inputs=pe.image(C4, (1, 4, 4)), features={"0": pe.regular(C4)})
+        sites = {"kernel": self.flips((3, 3)), "offset": self.flips((2,)), "bias": pe.trivial(self.SIGNS, 4)}
+        return left, pe.Symmetry(self.SIGNS, sites, outputs=self.flips((5,)))
+
+    def test_each_site_moves_as_said(self):
+        left, right = self.pair()
+        both, values = left * right, {"kernel": torch.randn(3, 3), "bias": torch.randn(4), "offset": torch.randn(2)}
+        x, y = torch.randn(1, 4, 4), torch.randn(5)
+        assert both.group == C4 * self.SIGNS and set(both.sites) == set(values)
+        for g, h in itertools.product(range(4), range(2)):
+            moved, sign = both.act(2 * g + h, values), (-1) ** h
+            assert torch.equal(moved["kernel"], sign * values["kernel"].rot90(g))
+            assert torch.equal(moved["bias"], values["bias"].roll(g))
+            assert torch.equal(moved["offset"], sign * values["offset"])
+            assert torch.equal(both.act_inputs(2 * g + h, x), x.rot90(g, (-2, -1)))
+            assert torch.equal(both.act_outputs(2 * g + h, y), sign * y)
+        assert both.features["0"].act(2, torch.arange(4)).tolist() == [3, 0, 1, 2]
+
+    @pytest.mark.parametrize("swapped", [False, True])
+    def test_is_a_homomorphism(self, swapped):
+        left, right = self.pair()
+        both = right * left if swapped else left * right
+        values = {"kernel": torch.randn(3, 3), "bias": torch.randn(4), "offset": torch.randn(2)}
+        a, b = both.group.elements[:, None], both.group.elements
+        twice, once = both.act(a, both.act(b, values)), both.act(both.group.compose(a, b), values)
+        assert all(torch.equal(twice[name], once[name]) for name in values)
+
+    def test_of_three(self):
+        left, right = self.pair()
+        S3 = pe.SymmetricGroup(3)
+        more = pe.Symmetry(S3, {"kernel": pe.trivial(S3, (3, 3)), "locs": pe.permutation(S3), "z": pe.labels(S3)})
+        both = left * right * more
+        values = {"kernel": torch.randn(3, 3), "locs": torch.randn(3), "z": torch.tensor(2)}
+        g = both.group.sample((20,))
+        back = both.act(both.group.inverse(g), both.act(g, values))
+        assert all(torch.equal(back[name], values[name].expand(back[name].shape)) for name in values)
+        assert len(both.group) == 4 * 2 * 6 and both == pickle.loads(pickle.dumps(both)) == left * right * more
+
+    def test_what_neither_moves(self):
+        one, two = (pe.Symmetry(G, {"w": pe.trivial(G, 2)}) for G in (C4, self.SIGNS))
+        both = one * two
+        assert both["w"] == pe.trivial(both.group, 2) and both.inputs is None and both.outputs is None
+
+    def test_a_network_with_flipped_outputs(self):
+        """Its last layer flips with the outputs, while the image turns."""
+        case = NETWORKS["fully connected head"]()
+        head = {name: self.flips(p.shape) for name, p in case.net.named_parameters() if name.startswith("6")}
+        rest = {name: pe.trivial(self.SIGNS, p.shape) for name, p in case.net.named_parameters() if name not in head}
+        flip = pe.Symmetry(self.SIGNS, head | rest, outputs=self.flips((3,)), features={"6": self.flips((3,))})
+        assert (case.symmetry * flip).check(case.net) < 1e-10
+
+    def test_space(self):
+        left = pe.Symmetry(C4, {"s": pe.trivial(C4, 1)})
+        flip = pe.Symmetry(self.SIGNS, {"s": pe.vector(self.SIGNS).on_unconstrained()})
+        assert (left * flip)["s"].space == (flip * flip)["s"].space == "unconstrained"
+        assert (left * pe.Symmetry(self.SIGNS, {"s": pe.vector(self.SIGNS)}))["s"].space == "constrained"
+        with pytest.raises(SymmetryError, match="site 's' in one space; got constrained and unconstrained"):
+            pe.Symmetry(self.SIGNS, {"s": pe.vector(self.SIGNS)}) * flip
+
+    def test_must_commute(self):
+        S3 = pe.SymmetricGroup(3)
+        locs = pe.Symmetry(S3, {"locs": pe.permutation(S3)})
+        with pytest.raises(SymmetryError, match="two actions that commute; .* do not.*about 'locs'"):
+            locs * locs
+        with pytest.raises(SymmetryError, match="commute.*about 'inputs'"):
+            pe.Symmetry(D4, {}, inputs=pe.regular(D4)) * pe.Symmetry(D4, {}, inputs=pe.regular(D4))
+
+    def test_must_be_of_one_shape(self):
+        with pytest.raises(SymmetryError, match=r"act on 'bias' in one shape; got \(4,\) of .* and \(3,\)"):
+            two_sites() * pe.Symmetry(self.SIGNS, {"bias": pe.trivial(self.SIGNS, 3)})
+
+    def test_only_of_symmetries_of_numbered_groups(self):
+        with pytest.raises(TypeError):
+            two_sites() * C4
+        with pytest.raises(SymmetryError, match="numbered, for a product"):
+            two_sites() * pe.Symmetry(pe.SpecialOrthogonal(2), {})
 
 
 class TestCheck:

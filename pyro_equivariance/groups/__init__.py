@@ -1,19 +1,23 @@
-"""Finite groups, their elements batched index tensors with the identity at 0, and groups of rotation matrices."""
+"""Groups: finite ones, elements index tensors with the identity at 0; those of rotation matrices or permutations."""
 
 from .base import Group, ProductGroup, Subgroup
 from .continuous import SpecialOrthogonal
-from .permutations import PermutationGroup, SymmetricGroup
+from .lattice import LatticeGroup
+from .permutations import PermutationGroup, SignedPermutationGroup, SymmetricGroup, YoungSubgroup
 from .rotations import CyclicGroup, DihedralGroup, OctahedralGroup, SignGroup
 
 __all__ = [
     "CyclicGroup",
     "DihedralGroup",
     "Group",
+    "LatticeGroup",
     "OctahedralGroup",
     "PermutationGroup",
     "ProductGroup",
     "SignGroup",
+    "SignedPermutationGroup",
     "SpecialOrthogonal",
     "Subgroup",
     "SymmetricGroup",
+    "YoungSubgroup",
 ]

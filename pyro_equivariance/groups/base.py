@@ -11,6 +11,7 @@ from ..errors import SymmetryError
 
 MAX_TABLE_ORDER = 2048
 MAX_CHAIN_ORDER = 64
+MAX_ORDER = torch.iinfo(torch.int64).max
 
 
 class Group(ABC):
@@ -27,7 +28,8 @@ class Group(ABC):
     """
 
     is_finite = True
-    element_dims = 0  # axes of one element: none for an index, two for a matrix
+    is_indexed = True  # whether elements are the numbers 0 .. order - 1
+    element_dims = 0  # axes of one element: none for an index, one for a permutation, two for a matrix
 
     order: int
     generators: tuple[int, ...]
@@ -64,7 +66,11 @@ class Group(ABC):
     @property
     def names(self) -> tuple[str, ...]:
         """A readable name of each element, the identity's being ``"e"``."""
-        return tuple("e" if i == 0 else self._name(i) for i in range(self.order))
+        return tuple(map(self.name, range(self.order)))
+
+    def name(self, element: int) -> str:
+        """The name of one element."""
+        return "e" if element == 0 else self._name(element)
 
     def compose(self, a: Tensor | int, b: Tensor | int) -> Tensor:
         """The product ``ab`` (first ``b``, then ``a``, when the elements act).
@@ -105,7 +111,7 @@ class Group(ABC):
 
         They are coset representatives along a chain of subgroups, so a sum over the group,
         ``Σ_g ρ(g) = (Σ_{t ∈ T_k} ρ(t)) ⋯ (Σ_{t ∈ T_1} ρ(t))``, takes ``Σ_i (|T_i| - 1)`` actions instead of
-        ``|G| - 1``: 3 instead of 7 for the symmetries of the square, 22 instead of 719 for six things permuted.
+        ``|G| - 1``: 3 instead of 7 for the symmetries of the square, 15 instead of 719 for six things permuted.
 
         >>> from pyro_equivariance import CyclicGroup
         >>> CyclicGroup(4).transversals
@@ -182,9 +188,18 @@ class ProductGroup(Group):
     """
 
     def __init__(self, left: Group, right: Group):
+        if not (left.is_indexed and right.is_indexed):
+            raise SymmetryError(f"Expected groups whose elements are numbered, for a product; got {left} and {right}.")
         self.left, self.right = left, right
         self.order = len(left) * len(right)
+        if self.order > MAX_ORDER:
+            raise SymmetryError(f"Expected a product whose order fits an index; got {left} and {right}: {self.order}.")
         self.generators = tuple(g * len(right) for g in left.generators) + tuple(right.generators)
+
+    @cached_property
+    def transversals(self) -> tuple[tuple[int, ...], ...]:
+        """Those of the second factor, then those of the first."""
+        return self.right.transversals + tuple(tuple(g * len(self.right) for g in t) for t in self.left.transversals)
 
     def split(self, g: Tensor | int) -> tuple[Tensor, Tensor]:
         """The two components of each element."""
@@ -201,7 +216,7 @@ class ProductGroup(Group):
 
     def _name(self, element: int) -> str:
         left, right = divmod(element, len(self.right))
-        return f"({self.left.names[left]}, {self.right.names[right]})"
+        return f"({self.left.name(left)}, {self.right.name(right)})"
 
     def _key(self) -> tuple:
         return (self.left, self.right)
@@ -236,7 +251,7 @@ class Subgroup(Group):
         return self._restrict(self.parent.inverse(self.inclusion[a]))
 
     def _name(self, element: int) -> str:
-        return self.parent.names[int(self.inclusion[element])]
+        return self.parent.name(int(self.inclusion[element]))
 
     def _key(self) -> tuple:
         return (self.parent, tuple(self.inclusion.tolist()))

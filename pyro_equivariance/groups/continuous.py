@@ -27,7 +27,7 @@ class SpecialOrthogonal:
     [[1.0, 0.0], [0.0, 1.0]]
     """
 
-    is_finite = False
+    is_finite = is_indexed = False
     element_dims = 2
 
     def __init__(self, n: int):

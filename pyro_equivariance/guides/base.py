@@ -25,7 +25,7 @@ from ..errors import OptionError, SymmetryError
 from ..groups import Group
 from ..networks.bayesian import NetworkModel
 from ..representations import Representation, trivial
-from ..spaces import Space, check_plates, entrywise, site_space, unconstraining
+from ..spaces import Space, entrywise, unconstraining
 from ..symmetry import Symmetry
 
 MANY = 10_000
@@ -221,36 +221,6 @@ def joint_action(group: Group, spaces: Mapping[str, Space], shapes: Mapping[str,
         outer = shapes[name][: len(shapes[name]) - len(space.rep.event_shape)]
         sites[name] = trivial(group, outer) * space.rep if outer else space.rep
     return joint_representation(Symmetry(group, sites))
-
-
-def space_of(symmetry: Symmetry, name: str, site: dict) -> Space:
-    """The unconstrained coordinates in which the symmetry moves a latent site linearly.
-
-    :raises SymmetryError: for a site without a representation, one of the wrong shape, one that a bijection does not
-        carry over, or one that moves a plate which is subsampled.
-    """
-    rep, shape, event_dim = symmetry[name], site["value"].shape, site["fn"].event_dim
-    if rep.space == "unconstrained":
-        space = site_space(name, site["fn"].support, rep, shape)
-        shape = space.transform.inv(site["value"]).shape
-    _check_shape(name, rep, shape, event_dim)
-    check_plates(name, rep, event_dim, site["cond_indep_stack"])
-    return site_space(name, site["fn"].support, rep, shape)
-
-
-def _check_shape(name: str, rep: Representation, shape: torch.Size, event_dim: int) -> None:
-    axes = len(rep.event_shape)
-    if axes < event_dim:
-        raise SymmetryError(
-            f"Expected the representation of site {name!r} to act on its whole event "
-            f"{tuple(shape[len(shape) - event_dim :])}; got {rep} on {tuple(rep.event_shape)}. Multiply it by "
-            f"pe.trivial(group, shape) for axes that do not move."
-        )
-    if shape[len(shape) - axes :] != rep.event_shape or len(shape) < axes:
-        raise SymmetryError(
-            f"Expected the representation of site {name!r} to act on the last axes of its shape {tuple(shape)}; got "
-            f"{rep} on {tuple(rep.event_shape)}."
-        )
 
 
 def _own_name(kind: str) -> str:

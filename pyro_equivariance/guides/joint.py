@@ -15,10 +15,10 @@ from ..distributions import Arranged
 from ..errors import OptionError, SymmetryError, check_option
 from ..families import is_closed, orbit_mean
 from ..representations import Representation
-from ..spaces import IsometricLogRatio, Space
+from ..spaces import IsometricLogRatio, Space, space_of
 from ..symmetrize import RULES
 from ..symmetry import Symmetry, needed
-from .base import MANY, AutoDirect, is_real, joint_action, space_of
+from .base import MANY, AutoDirect, is_real, joint_action
 
 
 class AutoJoint(AutoDirect):

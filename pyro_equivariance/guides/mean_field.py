@@ -16,10 +16,10 @@ from ..handlers import ExpandedNetwork
 from ..networks.bayesian import NetworkModel
 from ..networks.expanded import SiteExpansion
 from ..representations import Representation
-from ..spaces import Space
+from ..spaces import Space, space_of
 from ..symmetrize import RULES
 from ..symmetry import Symmetry, needed
-from .base import AutoDirectNormal, is_subsampled, joint_action, space_of
+from .base import AutoDirectNormal, is_subsampled, joint_action
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pyro.distributions.util import sum_rightmost
 from pyro.nn import PyroParam
 from torch import Tensor
 
-from ..distributions import MAX_EXACT, SAMPLES, OrbitMixture, Placed
+from ..distributions import MAX_EXACT, SAMPLES, OrbitMixture, Placed, can_be_summed
 from ..errors import check_option
 from ..symmetry import Symmetry
 from .base import MANY, is_real
@@ -28,8 +28,8 @@ class AutoOrbitMixture(AutoJoint):
     where a Normal finds one, and where an average would lie between them. It is ``always_invariant``.
 
     All sites are drawn from one auxiliary site, a vector of unconstrained values, whose log density is the exact
-    logsumexp over the group; a group of more than ``max_exact`` elements gets the bound from ``samples`` elements (see
-    :class:`~pyro_equivariance.OrbitMixture`), and the guide's ``repr`` says which. Under
+    logsumexp over the group; a group of more than ``max_exact`` elements, or without a list of them, gets the bound
+    from ``samples`` elements (see :class:`~pyro_equivariance.OrbitMixture`), and the guide's ``repr`` says which. Under
     :class:`~pyro.infer.TraceMeanField_ELBO` the KL is estimated by draws.
 
     :param model: a Pyro model whose latent sites lie in no subsampled plate.
@@ -70,7 +70,7 @@ class AutoOrbitMixture(AutoJoint):
     @property
     def density(self) -> str:
         """How the log density is computed: ``exact``, or the bound and its number of elements."""
-        exact = len(self.symmetry.group) <= self.max_exact
+        exact = can_be_summed(self.symmetry.group, self.max_exact)
         return "exact" if exact else f"lower bound of the ELBO from {self.samples} elements"
 
     def _make_parameters(self, loc, scale):

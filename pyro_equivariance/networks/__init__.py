@@ -3,6 +3,7 @@
 from .bayesian import BayesianNetwork, NetworkModel
 from .layers import Residual
 from .likelihoods import NormalLikelihood
+from .permutations import hidden_permutations
 from .priors import FanIn, LearnedScale, Scalar
 from .tracing import network_symmetry, widen_network
 
@@ -14,6 +15,7 @@ __all__ = [
     "NormalLikelihood",
     "Residual",
     "Scalar",
+    "hidden_permutations",
     "network_symmetry",
     "widen_network",
 ]

@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import product
 from operator import mul
 
 import torch
@@ -74,6 +75,14 @@ class Feature:
         return self.with_factors((*self.factors[:first], merged, *self.factors[last:]))
 
 
+class UnlikeActions(LayerError):
+    """Two tensors of one shape that would have to move alike do not: ``first`` and ``second``."""
+
+    def __init__(self, message: str, first: Representation, second: Representation):
+        super().__init__(message)
+        self.first, self.second = first, second
+
+
 def factors_of(rep: Representation) -> tuple[Representation, ...]:
     """The factors of a product, axis by axis; axes that do not move are factors of their own."""
     if isinstance(rep, Product):
@@ -106,6 +115,10 @@ class Reader:
     def hidden_channels(self, name: str, count: int, feature: Feature) -> Representation:
         """The representation of ``count`` hidden channels that follow ``feature``."""
         return hidden_channels(self.group, self.hidden, name, count, feature.depth + 1)
+
+    def inner_channels(self, name: str, count: int, feature: Feature) -> Representation:
+        """The representation of ``count`` channels that the layer ``name`` keeps to itself."""
+        return self.hidden_channels(name, count, feature)
 
     def _of_outputs(self, name: str, count: int, axis: int) -> Representation:
         if self.outputs is None:
@@ -153,7 +166,8 @@ def check_hidden(group: Group, hidden) -> None:
 
 def is_abelian(group: Group) -> bool:
     """Whether its generators commute."""
-    return all(bool(group.compose(a, b) == group.compose(b, a)) for a in group.generators for b in group.generators)
+    pairs = product(group.generators, repeat=2)
+    return all(torch.equal(group.compose(a, b), group.compose(b, a)) for a, b in pairs)
 
 
 def _terms(group: Group, hidden) -> list[Representation]:

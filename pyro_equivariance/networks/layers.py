@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import LayerError, SymmetryError
-from ..representations import Representation, is_grid, kernel_of, resized, trivial
-from .base import Feature, LayerRule, probe, resample
+from ..representations import Representation, Trivial, is_grid, kernel_of, resized, trivial
+from .base import Feature, LayerRule, UnlikeActions, probe, resample
 
 SHAPES = {1: "sequences (C, L)", 2: "images (C, H, W)", 3: "volumes (C, D, H, W)"}
 
@@ -102,7 +102,7 @@ class Convolution(LayerRule):
         out = reader.output_channels(name, layer.out_channels, feature)
         around = _kernel(name, space, layer.kernel_size)
         moved = _resized(name, space, _single(layer)(torch.zeros(1, 1, *space.event_shape)).shape[2:])
-        if set(layer.stride) != {1}:
+        if set(layer.stride) != {1} and not isinstance(space, Trivial):
             _check_stride(name, layer, space, around, moved)
         return feature.after_layer((out, moved)), _with_bias(layer, out * channels.dual * around, out)
 
@@ -162,7 +162,7 @@ class Attention(LayerRule):
             )
         need_permutation(name, feature, "the attention")
         places, channels = feature.factors
-        hidden = reader.hidden_channels(name, layer.embed_dim, feature)
+        hidden = reader.inner_channels(name, layer.embed_dim, feature)
         if not permutes_blocks(hidden, layer.num_heads):
             raise LayerError(
                 f"Expected channels of the attention {name!r} that move head by head; {hidden} does not keep its "
@@ -208,9 +208,13 @@ class GroupNormalization(LayerRule):
         need_permutation(name, feature, "the normalisation")
         channels = feature.factors[0]
         if not permutes_blocks(channels, layer.num_groups):
-            raise LayerError(
+            group, count = reader.group, channels.event_shape[0]
+            raise UnlikeActions(
                 f"Expected channels that move group by group in {name!r}; {channels} does not keep its "
-                f"{layer.num_groups} groups together. Use, for example, a multiple of {len(reader.group)}, or one."
+                f"{layer.num_groups} groups together. Use, for example, a multiple of "
+                f"{len(group) if group.is_indexed else count}, or one.",
+                channels,
+                trivial(group, count),
             )
         return feature, {parameter: channels for parameter, _ in layer.named_parameters()}
 

@@ -2,13 +2,15 @@
 
 import operator
 from dataclasses import dataclass
+from functools import reduce
+from operator import mul
 
 import torch
 import torch.nn.functional as F
 
 from ..errors import LayerError
 from ..representations import Representation, trivial
-from .base import Feature
+from .base import Feature, UnlikeActions
 
 BATCH = object()
 """Stands for the size of the batch in shapes."""
@@ -97,8 +99,11 @@ class Operations:
         factors = list(first.factors)
         for other in others:
             if at is None or _drop(other, at) != _drop(first, at):
-                raise LayerError(f"Expected features that agree but for the axis {dim} in a concatenation; they move "
-                                 f"by {first.representation} and {other.representation}.")  # fmt: skip
+                said = (f"Expected features that agree but for the axis {dim} in a concatenation; they move by "
+                        f"{first.representation} and {other.representation}.")  # fmt: skip
+                if at is None or len(first.factors) != len(other.factors):
+                    raise LayerError(said)
+                raise UnlikeActions(said, *(_without_factor(x, at) for x in (first, other)))
             factors[at] = factors[at] + other.factors[at]
         return Feature(tuple(factors), max(tensor.depth for tensor in tensors))
 
@@ -161,8 +166,10 @@ def _features(*values) -> bool:
 
 def _same(a: Feature, b: Feature, what: str) -> Feature:
     if a.shape != b.shape or not same_action(a.representation, b.representation):
-        raise LayerError(
-            f"Expected features that move alike in {what}; they move by {a.representation} and {b.representation}."
+        raise UnlikeActions(
+            f"Expected features that move alike in {what}; they move by {a.representation} and {b.representation}.",
+            a.representation,
+            b.representation,
         )
     return a if a.depth >= b.depth else b
 
@@ -235,6 +242,10 @@ def _without(x: Feature, dim, keepdim: bool) -> Feature:
     if not kept:
         raise LayerError("Expected a mean, sum or maximum that leaves an axis besides the batch; keep the channels.")
     return x.with_factors(kept)
+
+
+def _without_factor(x: Feature, at: int) -> Representation:
+    return reduce(mul, _drop(x, at), trivial(x.factors[0].group, ()))
 
 
 def _drop(x: Feature, at: int) -> tuple[Representation, ...]:

@@ -1,8 +1,9 @@
 """The symmetry of a network, read off its layers in the order in which they run."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import fx, nn
@@ -11,7 +12,7 @@ from ..errors import LayerError, SymmetryError
 from ..groups import Group
 from ..representations import Representation, grid, trivial
 from ..symmetry import Symmetry
-from .base import Feature, Reader, check_hidden, factors_of
+from .base import Feature, Reader, UnlikeActions, check_hidden, factors_of
 from .layers import LAYERS, stand_in, widened
 from .operations import Operations, Parameter, same_action
 
@@ -72,10 +73,10 @@ def network_symmetry(
     check_hidden(group, hidden)
     inputs = _inputs(group, input_shape, inputs)
     walk = _walk(net, inputs, hidden, outputs, sites or {}, features or {})
-    _check_outputs(walk.end, outputs)
+    check_outputs(walk.end, outputs)
     _check_used(sites or {}, walk.used, "sites")
     _check_used(features or {}, walk.used, "features")
-    own = _own_sites(net, walk.sites)
+    own = own_sites(net, walk.sites)
     return Symmetry(group, own, inputs=inputs, outputs=outputs, features=walk.features)
 
 
@@ -230,18 +231,24 @@ class _Walk(fx.Interpreter):
     def _add_site(self, site: str, rep: Representation) -> None:
         known = self.sites.setdefault(site, rep)
         if known.event_shape != rep.event_shape or not same_action(known, rep):
-            raise LayerError(
-                f"Expected one action on the shared parameter {site!r}; it is used where it would need two."
+            raise UnlikeActions(
+                f"Expected one action on the shared parameter {site!r}; it is used where it would need two.", known, rep
             )
 
 
 def _walk(net, inputs: Representation, hidden, outputs, sites, features) -> _Walk:
+    return walk_through(
+        net, Feature(factors_of(inputs)), partial(Reader, inputs.group, hidden, outputs), sites, features
+    )
+
+
+def walk_through(net: nn.Module, start: Feature, make_reader: Callable[[frozenset], Reader], sites, features) -> _Walk:
+    """The network run on a feature; ``make_reader`` takes the names of its last layers."""
     alone = type(net) in LAYERS
     traced = _trace(_alone(net) if alone else net, features)
-    reader = Reader(inputs.group, hidden, outputs, _last_layers(traced, features))
-    walk = _Walk(traced, reader, sites, features)
+    walk = _Walk(traced, make_reader(_last_layers(traced, features)), sites, features)
     with torch.no_grad(), _in_one_line():
-        walk.end = walk.run(Feature(factors_of(inputs)))
+        walk.end = walk.run(start)
     if alone:
         walk.sites = {name.removeprefix(f"{ALONE}."): rep for name, rep in walk.sites.items()}
         walk.features = {}
@@ -290,7 +297,7 @@ def _mixes(layer: nn.Module, by_hand: bool) -> bool:
     return LAYERS[type(layer)].mixes
 
 
-def _check_outputs(end, outputs: Representation | None) -> None:
+def check_outputs(end, outputs: Representation | None) -> None:
     """Raise unless the network's output moves as ``outputs`` says."""
     if not isinstance(end, Feature):
         raise LayerError(f"Expected a network that returns one tensor; got {type(end).__name__}.")
@@ -318,7 +325,7 @@ def _check_used(given, used: set[str], what: str) -> None:
         )
 
 
-def _own_sites(net: nn.Module, sites: dict[str, Representation]) -> dict[str, Representation]:
+def own_sites(net: nn.Module, sites: dict[str, Representation]) -> dict[str, Representation]:
     """The sites by the names that ``net.named_parameters()`` has, tied parameters once.
 
     :raises LayerError: for a parameter that is computed from others, or tied ones that would need two actions.
@@ -333,9 +340,11 @@ def _own_sites(net: nn.Module, sites: dict[str, Representation]) -> dict[str, Re
     for site, rep in sites.items():
         name = first[id(known[site])]
         if not same_action(own.setdefault(name, rep), rep):
-            raise LayerError(
+            raise UnlikeActions(
                 f"Expected one action on the tied parameters {name!r} and {site!r}; they are used where they would "
-                f"need two. Untie them."
+                f"need two. Untie them.",
+                own[name],
+                rep,
             )
     return own
 

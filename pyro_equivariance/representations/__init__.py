@@ -5,18 +5,31 @@ by axis (a kernel is out-channels × in-channels × height × width), so moving 
 tensor's own size and tables no longer than an axis.
 """
 
-from .actions import Angle, MatrixRepresentation, SignedPermutation, Trivial
-from .base import DirectSum, Product, Pullback, Representation, Reshaped
-from .builders import angle, matrix, permutation, quotient, regular, signed_permutation, trivial, vector
+from .actions import (
+    Angle,
+    BlockPermutation,
+    Labels,
+    MatrixRepresentation,
+    NaturalPermutation,
+    SignedPermutation,
+    Trivial,
+)
+from .base import Composed, DirectSum, Factor, Product, Pullback, Representation, Reshaped
+from .builders import angle, labels, matrix, permutation, quotient, regular, signed_permutation, trivial, vector
 from .continuous import InterpolatedImage, Rotation, homomorphism_error
-from .grids import Grid, grid, image, is_grid, kernel_of, resized, sequence, volume
+from .grids import Grid, grid, image, is_grid, kernel_of, lattice, resized, sequence, volume
 
 __all__ = [
     "Angle",
+    "BlockPermutation",
+    "Composed",
     "DirectSum",
+    "Factor",
     "Grid",
     "InterpolatedImage",
+    "Labels",
     "MatrixRepresentation",
+    "NaturalPermutation",
     "Product",
     "Pullback",
     "Representation",
@@ -30,6 +43,8 @@ __all__ = [
     "image",
     "is_grid",
     "kernel_of",
+    "labels",
+    "lattice",
     "matrix",
     "permutation",
     "quotient",

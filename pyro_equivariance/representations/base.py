@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..errors import SymmetryError
-from ..groups import Group
+from ..groups import Group, ProductGroup
 
 MAX_ORBIT_TABLE = 2**20
+COMMUTE_TOLERANCE = 1e-6
 
 
 class Representation(ABC):
@@ -58,7 +59,7 @@ class Representation(ABC):
 
     @property
     def is_linear(self) -> bool:
-        """Whether every ``ρ(g)`` is linear (all but :func:`angle` are)."""
+        """Whether every ``ρ(g)`` is linear (all but :func:`angle` and :func:`labels` are)."""
         return True
 
     @property
@@ -110,7 +111,7 @@ class Representation(ABC):
             flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1)
             copies = OrbitCopies.apply(flat, *(t.to(x.device) for t in self._copies))
             return copies.movedim(-2, 0).reshape(len(self.group), *x.shape)
-        return torch.stack([self._act(g, x) for g in range(len(self.group))])
+        return torch.stack([self._act(g, x) for g in self.group.elements.tolist()])
 
     def mean(self, x: Tensor) -> Tensor:
         """The orbit mean ``(1/|G|) Σ_g ρ(g) x``, of the shape of ``x``.
@@ -127,12 +128,31 @@ class Representation(ABC):
                 return x
             flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1)
             return OrbitMean.apply(flat, *(t.to(x.device) for t in self._orbits)).reshape(x.shape)
+        if self.is_permutation and self.group.is_finite and not self.group.is_indexed:
+            return self._mean_over_connected(x)
         for coset in self.group.transversals:
             total = x
             for g in coset[1:]:
                 total = total + self._act(g, x)
             x = total / len(coset)
         return x
+
+    def _mean_over_connected(self, x: Tensor) -> Tensor:
+        """Each entry replaced by the mean over its orbit, which no list of the group is needed for."""
+        orbit_of = self._connected.to(x.device)
+        flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1)
+        sums = flat.new_zeros(*flat.shape[:-1], int(orbit_of.max()) + 1).index_add(-1, orbit_of, flat)
+        return (sums / orbit_of.bincount()).index_select(-1, orbit_of).reshape(x.shape)
+
+    @cached_property
+    def _connected(self) -> Tensor:
+        """The orbit of every entry of a permutation, those that the generators connect: shape ``(entries,)``."""
+        orbits, before = torch.arange(self.event_shape.numel()).reshape(self.event_shape), None
+        while before is None or not torch.equal(orbits, before):
+            before = orbits
+            for g in self.group.generators:
+                orbits = torch.minimum(orbits, self._act(g, orbits))
+        return orbits.flatten().unique(return_inverse=True)[1]
 
     @cached_property
     def _copies(self) -> tuple[Tensor, Tensor] | None:
@@ -141,7 +161,7 @@ class Representation(ABC):
         ``None`` for other actions than permutations, and for too many entries.
         """
         count = self.event_shape.numel()
-        if not self.is_permutation or not self.group.is_finite or count * len(self.group) > MAX_ORBIT_TABLE:
+        if not self.is_permutation or not self.group.is_indexed or count * len(self.group) > MAX_ORBIT_TABLE:
             return None
         entries = torch.arange(count).reshape(self.event_shape)
         table = torch.stack([self._act(g, entries).flatten().round().long() for g in range(len(self.group))])
@@ -203,7 +223,7 @@ class Representation(ABC):
 
     def _need_linear(self, what: str) -> None:
         if not self.is_linear:
-            raise SymmetryError(f"Expected a linear representation for {what}; {self} shifts angles.")
+            raise SymmetryError(f"Expected a linear representation for {what}; {self} shifts angles or labels.")
 
     def _need_exact(self, what: str) -> None:
         if self.is_approximate:
@@ -405,6 +425,118 @@ class Pullback(Representation):
 
     def __repr__(self):
         return f"{self.base} under {self.group}"
+
+
+class Factor(Pullback):
+    """One factor of a product of groups acts: ``(g, h) ↦ ρ(g)`` for ``side`` 0, ``ρ(h)`` for 1; without a table.
+
+    :param ProductGroup group: the product.
+    :param Representation base: the representation of that factor.
+    :param int side: 0 or 1.
+    :raises SymmetryError: if ``base`` is of another group.
+    """
+
+    def __init__(self, group: ProductGroup, base: Representation, side: int):
+        self.group, self.base, self.side = group, base, side
+        self.event_shape = base.event_shape
+        if base.group != (group.left, group.right)[side]:
+            raise SymmetryError(f"Expected a representation of factor {side} of {group}; got one of {base.group}.")
+
+    dual = property(lambda self: Factor(self.group, self.base.dual, self.side))
+
+    @cached_property
+    def homomorphism(self) -> Tensor:
+        """The component of every element, for what needs a table."""
+        return self.group.split(self.group.elements)[self.side]
+
+    def _act(self, g, x, dim=-1):
+        moved = self.group.split(g)[self.side]
+        return self.base._act(int(moved) if isinstance(g, int) else moved, x, dim)
+
+    def _modulus(self, power):
+        return Factor(self.group, self.base._modulus(power), self.side)
+
+    def _key(self):
+        return (self.base, self.side)
+
+
+class Composed(Representation):
+    """``ρ1(g) ρ2(g)``: two actions on one event that commute, the second first.
+
+    :param Representation left: ``ρ1``.
+    :param Representation right: ``ρ2``, of the same group and on the same event.
+    :raises SymmetryError: if ``ρ1(s) ρ2(t) = ρ2(t) ρ1(s)`` fails on a random tensor for some generators ``s, t``.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> from pyro_equivariance.representations import Composed
+    >>> G = pe.SignGroup()
+    >>> swap, flip = pe.permutation(G, [[0, 1], [1, 0]]), pe.signed_permutation(G, [[0, 1]] * 2, [[1, 1], [-1, -1]])
+    >>> Composed(swap, flip).act(1, torch.tensor([5.0, 7.0])).tolist()
+    [-7.0, -5.0]
+    """
+
+    def __init__(self, left: Representation, right: Representation):
+        _check_same_group(left, right)
+        self.group, self.left, self.right = left.group, left, right
+        self.event_shape = left.event_shape
+        if left.event_shape != right.event_shape:
+            raise SymmetryError(
+                f"Expected two actions on tensors of one shape; got {tuple(left.event_shape)} of {left} and "
+                f"{tuple(right.event_shape)} of {right}."
+            )
+        _check_commute(left, right)
+
+    is_permutation = property(lambda self: self.left.is_permutation and self.right.is_permutation)
+    is_monomial = property(lambda self: self.left.is_monomial and self.right.is_monomial)
+    is_orthogonal = property(lambda self: self.left.is_orthogonal and self.right.is_orthogonal)
+    is_linear = property(lambda self: self.left.is_linear and self.right.is_linear)
+    is_approximate = property(lambda self: self.left.is_approximate or self.right.is_approximate)
+
+    @cached_property
+    def dual(self) -> Representation:
+        """The dual of each."""
+        return self if self.is_orthogonal else Composed(self.left.dual, self.right.dual)
+
+    def _act(self, g, x, dim=-1):
+        return self.left._act(g, self.right._act(g, x, dim), dim)
+
+    def _modulus(self, power):
+        return Composed(self.left._modulus(power), self.right._modulus(power))
+
+    def _key(self):
+        return (self.left, self.right)
+
+    def __repr__(self):
+        return f"{self.left} @ {self.right}"
+
+
+def _check_commute(left: Representation, right: Representation) -> None:
+    """Raise unless both orders agree on random tensors, for all pairs of generators."""
+    probe, generators = _probe(left, right), torch.tensor(left.group.generators, dtype=torch.long)
+    for s in left.group.generators:
+        first = left.act(s, right.act(generators[:, None], probe))
+        second = right.act(generators[:, None], left.act(s, probe))
+        if first.numel() and not (first - second).abs().max() <= COMMUTE_TOLERANCE * first.abs().max():
+            raise SymmetryError(
+                f"Expected two actions that commute; {left} and {right} do not. Their order matters, so that the two "
+                f"groups have no product here: give one group that holds both."
+            )
+
+
+def _probe(left: Representation, right: Representation) -> Tensor:
+    """Random tensors that both can move, along a first axis: numbers, or labels, of which each place has all."""
+    generator = torch.Generator().manual_seed(0)
+    counts = [n for n in (_classes_of(left), _classes_of(right)) if n]
+    if not counts:
+        return torch.randn((1, *left.event_shape), generator=generator, dtype=torch.float64)
+    first = torch.randint(min(counts), tuple(left.event_shape), generator=generator)
+    return (first + torch.arange(min(counts)).reshape(-1, *[1] * len(left.event_shape))) % min(counts)
+
+
+def _classes_of(rep: Representation) -> int | None:
+    """How many labels it moves, it or a part of it; ``None`` if it moves numbers."""
+    parts = [vars(rep)[name] for name in ("left", "right", "base") if name in vars(rep)]
+    return getattr(rep, "classes", None) or next(filter(None, map(_classes_of, parts)), None)
 
 
 def _check_same_group(left: Representation, right: Representation) -> None:

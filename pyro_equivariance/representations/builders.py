@@ -6,8 +6,28 @@ import torch
 from torch import Tensor
 
 from ..errors import SymmetryError
-from ..groups import CyclicGroup, DihedralGroup, Group, OctahedralGroup, SignGroup, SpecialOrthogonal, Subgroup
-from .actions import Angle, MatrixRepresentation, SignedPermutation, Trivial
+from ..groups import (
+    CyclicGroup,
+    DihedralGroup,
+    Group,
+    OctahedralGroup,
+    SignedPermutationGroup,
+    SignGroup,
+    SpecialOrthogonal,
+    Subgroup,
+    YoungSubgroup,
+)
+from .actions import (
+    Angle,
+    BlockPermutation,
+    Labels,
+    MatrixRepresentation,
+    NaturalPermutation,
+    SignedPermutation,
+    Trivial,
+    is_large,
+    natural,
+)
 from .base import Representation
 from .continuous import rotation
 
@@ -22,18 +42,28 @@ def trivial(group: Group, shape) -> Representation:
     return Trivial(group, shape)
 
 
-def permutation(group: Group, permutations=None) -> Representation:
+def permutation(group: Group, permutations=None, block: int | None = None) -> Representation:
     """``(ρ(g) x)[σ_g(i)] = x[i]`` along one axis.
 
     :param permutations: shape ``(len(group), n)``, row ``g`` is ``σ_g``; left out, the group's own (for a
-        :class:`~pyro_equivariance.SymmetricGroup` or :class:`~pyro_equivariance.PermutationGroup`).
-    :raises SymmetryError: if a row is no permutation or the rows do not compose as the group does.
+        :class:`~pyro_equivariance.SymmetricGroup` or :class:`~pyro_equivariance.PermutationGroup`), of a large group
+        without a table.
+    :param block: for a :class:`~pyro_equivariance.YoungSubgroup`, which of its blocks is permuted; ``None``: all.
+    :raises SymmetryError: if a row is no permutation, the rows do not compose as the group does, or there is no such
+        block.
 
     >>> import torch, pyro_equivariance as pe
     >>> swap = pe.permutation(pe.SymmetricGroup(2))
     >>> swap.act(1, torch.tensor([5.0, 7.0])).tolist()
     [7.0, 5.0]
+    >>> units = pe.permutation(pe.YoungSubgroup((2, 3)), block=1)
+    >>> units.act([1, 0, 3, 4, 2], torch.tensor([5.0, 7.0, 9.0])).tolist()
+    [9.0, 5.0, 7.0]
     """
+    if isinstance(group, YoungSubgroup) and permutations is None:
+        return BlockPermutation(group, block)
+    if block is not None:
+        raise SymmetryError(f"Expected block= for a YoungSubgroup and its own permutations only; got {group}.")
     return signed_permutation(group, permutations, None)
 
 
@@ -49,6 +79,8 @@ def signed_permutation(group: Group, permutations=None, signs=None) -> Represent
     >>> flip.act(1, torch.tensor([5.0, 7.0])).tolist()
     [-5.0, -7.0]
     """
+    if permutations is None and signs is None and is_large(group):
+        return NaturalPermutation(group)
     permutations = _permutation_table(group, permutations)
     if signs is not None:
         signs = _integers(group, signs, "signs")
@@ -104,6 +136,25 @@ def angle(group: Group, shifts, reflections=None) -> Representation:
     return _checked(Angle(group, shifts, reflections), torch.tensor([0.3, 1.9, -2.5]), wrap=2 * math.pi)
 
 
+def labels(group: Group, permutations=None) -> Representation:
+    """``ρ(g) z = σ_g(z)`` on labels ``z`` in ``0 .. n-1``, such as the component a datum belongs to; event ``()``.
+
+    Labels are integers of any dtype, or floats that are whole numbers, as draws of a Bernoulli are; they keep their
+    dtype. Where the components' parameters move by :func:`permutation`, their labels move by this.
+
+    :param permutations: shape ``(len(group), n)``, row ``g`` is ``σ_g``; left out, see :func:`permutation`.
+    :raises SymmetryError: if a row is no permutation or the rows do not compose; when it acts, for other labels.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> pe.labels(pe.SymmetricGroup(3)).act(1, torch.tensor([0, 1, 2, 2]))
+    tensor([0, 2, 1, 1])
+    """
+    if permutations is None and is_large(group):
+        return Labels(group)
+    rep = Labels(group, _permutation_table(group, permutations))
+    return _checked(rep, torch.arange(rep.classes))
+
+
 def quotient(group: Group, generators, copies: int = 1) -> Representation:
     """The cosets ``gH`` of a subgroup permuted, in ``copies`` blocked copies: ``h`` moves ``gH`` to ``hgH``.
 
@@ -129,7 +180,8 @@ def vector(group: Group) -> Representation:
 
     ``CyclicGroup(n)`` turns ``(x, y)`` counter-clockwise, ``DihedralGroup(n)`` also mirrors ``x``, as :func:`image`
     does (``y`` points up); ``OctahedralGroup`` moves the three coordinates of :func:`volume`; ``SignGroup`` flips a
-    number. Where the entries are 0 and ±1 it is a signed permutation, which keeps mean-field families.
+    number; ``SignedPermutationGroup(n)`` permutes ``n`` coordinates and their signs. Where the entries are 0 and ±1 it
+    is a signed permutation, which keeps mean-field families.
     ``SpecialOrthogonal(n)`` rotates vectors of ``n`` coordinates.
 
     :raises SymmetryError: for a group that has no vectors of its own.
@@ -140,6 +192,8 @@ def vector(group: Group) -> Representation:
     """
     if isinstance(group, SpecialOrthogonal):
         return rotation(group)
+    if isinstance(group, SignedPermutationGroup):
+        return natural(group, signed=True)
     if isinstance(group, Subgroup):
         return vector(group.parent).pullback(group, group.inclusion)
     matrices = _defining_matrices(group)

@@ -156,7 +156,7 @@ def homomorphism_error(rep: Representation, x: Tensor, draws: int = 16) -> float
     smoothness of ``x`` and counts what ``ρ(h)`` moves out of the frame; ask it of the images that are to be moved.
 
     :param Tensor x: shape ``(..., *event_shape)``; the largest over the batch is returned.
-    :param int draws: for a continuous group, all pairs of so many uniform elements; a finite one takes all its own.
+    :param int draws: for a group without a list, all pairs of so many uniform elements; others take all their own.
 
     >>> import torch, pyro_equivariance as pe
     >>> from pyro_equivariance.representations.continuous import homomorphism_error
@@ -164,7 +164,7 @@ def homomorphism_error(rep: Representation, x: Tensor, draws: int = 16) -> float
     0.0
     """
     group, event = rep.group, len(rep.event_shape)
-    elements = group.sample((draws,)) if not group.is_finite else group.elements
+    elements = group.elements if group.is_indexed else group.sample((draws,))
     each = elements.reshape(len(elements), *[1] * (x.ndim - event), *elements.shape[1:])
     moved = rep.act(each, x)
     sizes = _norms(x, event).clamp_min(torch.finfo(moved.dtype).tiny)

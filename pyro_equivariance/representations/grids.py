@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SymmetryError
-from ..groups import CyclicGroup, DihedralGroup, Group, OctahedralGroup, Subgroup
-from .actions import SignedPermutation, Trivial
+from ..groups import CyclicGroup, DihedralGroup, Group, LatticeGroup, OctahedralGroup, Subgroup
+from .actions import SignedPermutation, Trivial, natural
 from .base import Pullback, Representation, Reshaped, as_shape
 from .continuous import interpolated_image
 
@@ -112,6 +112,26 @@ def volume(group: Group, shape) -> Representation:
     if len(shape) < 3 or len(set(shape[-3:])) > 1:
         raise SymmetryError(f"Expected volumes that are cubes, (..., n, n, n), for {group}; got {tuple(shape)}.")
     return _with_channels(group, shape, 3, "volume")
+
+
+def lattice(point: Group | None, shape) -> Representation:
+    """The translations of a lattice with periodic edges, after a point group about site 0, moving a field on it.
+
+    The group is made here, ``lattice(point, shape).group``: see :class:`~pyro_equivariance.LatticeGroup` for which
+    point groups there are. It is all of the periodic lattice that a field theory or a texture is symmetric under.
+
+    :param Group point: ``None`` for translations alone.
+    :param shape: one, two or three axis lengths; the event's shape.
+    :raises SymmetryError: for another point group or shape.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> field = pe.lattice(pe.DihedralGroup(4), (8, 8))
+    >>> symmetry = pe.Symmetry(field.group, {"field": field})
+    >>> field, len(symmetry.group), field.mean(torch.arange(64.0).reshape(8, 8))[2, 5].item()
+    (lattice(8, 8), 512, 31.5)
+    """
+    group = LatticeGroup(point, shape)
+    return Reshaped(natural(group), group.shape, label="lattice")
 
 
 def is_grid(rep: Representation) -> bool:

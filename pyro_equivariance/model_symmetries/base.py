@@ -1,0 +1,156 @@
+"""A model as a density: its latent sites, and what each of its sites adds to the log density at given latents."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from ..errors import SymmetryError
+from ..prediction import evaluating
+
+ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What each site adds to the log density, the sizes of the numbers summed there times their precision, and the sum.
+
+    Where discrete sites are summed out the sum is that of the marginal density, and a site's is a summary of it.
+    """
+
+    sites: dict[str, float]
+    rounding: dict[str, float]
+    total: float
+
+
+class ModelDensity:
+    """``log p(θ, data)`` of a Pyro model, site by site, as a function of its latent sites.
+
+    Discrete latent sites that are given no value are summed out. The state of the random number generators stays as it
+    was, and dropout does not act.
+
+    :param model: a Pyro model.
+    :param args: its arguments, observations included.
+    :param kwargs: likewise.
+    """
+
+    def __init__(self, model: Callable, args: tuple, kwargs: Mapping):
+        self.model, self.args, self.kwargs = model, args, dict(kwargs)
+
+    @cached_property
+    def latents(self) -> dict[str, dict]:
+        """The latent sites of one run of the model, as entries of its trace."""
+        nodes = self._run(self.model, self.args, 0).nodes
+        return {name: site for name, site in nodes.items() if _is_latent(site)}
+
+    @cached_property
+    def plates(self) -> dict[str, tuple[int, bool]]:
+        """For each vectorised plate its size, and whether the model sees all of it."""
+        frames = [
+            frame
+            for site in self._run(self.model, self.args, 0).nodes.values()
+            if site["type"] == "sample"
+            for frame in site["cond_indep_stack"]
+            if frame.vectorized
+        ]
+        return {frame.name: (frame.size, frame.full_size in (None, frame.size)) for frame in frames}
+
+    def site(self, name: str) -> dict:
+        """One latent site.
+
+        :raises SymmetryError: if the model has none of that name.
+        """
+        if name not in self.latents:
+            listed = ", ".join(map(repr, self.latents)) or "none"
+            raise SymmetryError(f"Expected the name of a latent site of the model; got {name!r}. Latent: {listed}.")
+        return self.latents[name]
+
+    def draws(self, count: int):
+        """So many draws of the latents from the prior at which the log density is finite.
+
+        :raises SymmetryError: if the model shows none.
+        """
+        found = 0
+        for seed in range(ATTEMPTS + count):
+            nodes = self._run(self.model, self.args, seed).nodes
+            values = {name: nodes[name]["value"] for name in self.latents if name in nodes}
+            if len(values) == len(self.latents) and math.isfinite(self.terms(values).total):
+                found += 1
+                yield values
+            if found == count:
+                return
+        raise SymmetryError(
+            f"Expected a model whose log density is finite at draws from its prior; {ATTEMPTS + count - found} of "
+            f"{ATTEMPTS + count} were not. Widen the observation's law, or narrow the priors."
+        )
+
+    def terms(self, values: Mapping[str, Tensor], args: tuple | None = None) -> Terms:
+        """What each site adds at these latents; discrete ones that are left out are summed out.
+
+        :param dict values: of the latent sites.
+        :param tuple args: other arguments of the model, such as moved data.
+        """
+        model = poutine.condition(self.model, dict(values))
+        summed_out = [name for name in self.latents if name not in values]
+        depth = self._plate_depth if summed_out else 0
+        if summed_out:
+            self._check_enumerable(summed_out)
+            model = poutine.enum(config_enumerate(model, "parallel"), first_available_dim=-1 - depth)
+        trace = self._run(model, self.args if args is None else args, 0)
+        trace.compute_log_prob()
+        sites, rounding = {}, {}
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
+                term = site["log_prob"].detach()
+                rounding[name] = torch.finfo(term.dtype).eps * float(term.double().abs().sum())
+                sites[name] = float(_joined(term.double(), depth).sum() if summed_out else term.double().sum())
+        total = TraceEinsumEvaluator(trace, True, depth).log_prob(trace) if summed_out else sum(sites.values())
+        return Terms(sites, rounding, float(total))
+
+    @cached_property
+    def _plate_depth(self) -> int:
+        sites = self._run(self.model, self.args, 0).nodes.values()
+        frames = [frame for s in sites if s["type"] == "sample" for frame in s["cond_indep_stack"] if frame.vectorized]
+        return max((-frame.dim for frame in frames), default=0)
+
+    def _check_enumerable(self, names: list[str]) -> None:
+        for name in names:
+            if not self.latents[name]["fn"].has_enumerate_support:
+                raise SymmetryError(
+                    f"Expected the discrete site {name!r} to be moved by the symmetry, or to have a finite support, "
+                    f"so that it can be summed out; it is a {type(self.latents[name]['fn']).__name__}."
+                )
+
+    def _run(self, model: Callable, args: tuple, seed: int):
+        with own_randomness(seed), evaluating(self.model), torch.no_grad():
+            return poutine.trace(model).get_trace(*args, **self.kwargs)
+
+
+@contextmanager
+def own_randomness(seed: int):
+    """Random numbers of a seed of their own; afterwards those before go on."""
+    state = pyro.util.get_rng_state()
+    pyro.set_rng_seed(seed)
+    try:
+        yield
+    finally:
+        pyro.util.set_rng_state(state)
+
+
+def _is_latent(site: dict) -> bool:
+    return site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], _Subsample)
+
+
+def _joined(term: Tensor, depth: int) -> Tensor:
+    """A site's terms, those of enumerated values (left of the plates) joined whatever their order."""
+    axes = tuple(range(term.ndim - depth))
+    return term.logsumexp(axes) if axes else term
