@@ -53,8 +53,7 @@ def push_forward(q: Distribution, rep: Representation, g: Tensor | int) -> Distr
     """
     family, core, event_dims = unwrap(q)
     check_closed(family, q, rep)
-    moved = zip(family.actions(rep, "standard"), family.coordinates(core, "standard"), strict=True)
-    return rewrap(family.from_coordinates("standard", tuple(a.act(g, c) for a, c in moved)), event_dims)
+    return rewrap(family.push_forward(core, rep, g), event_dims)
 
 
 def orbit_mean(q: Distribution, rep: Representation, kind: str) -> Distribution:

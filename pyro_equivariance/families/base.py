@@ -16,20 +16,24 @@ _FAMILIES: dict[type, "Family"] = {}
 class Family(ABC):
     """An exponential family ``q_η(θ) = h(θ) exp(⟨η, T(θ)⟩ − A(η))`` seen through three coordinate systems.
 
-    The coordinates are ``natural`` (η), ``mean`` (``m = E[T]``) and ``standard`` (the constructor's parameters);
-    each is a tuple of tensors that a closed action moves *linearly*, so a push-forward moves them and an average
-    over the orbit is their orbit mean.
+    The coordinates are ``natural`` (η), ``mean`` (``m = ∇A(η) = E[T]``) and ``standard`` (the constructor's
+    parameters); each is a tuple of tensors that a closed action moves *linearly*, so a push-forward moves them and an
+    average over the orbit is their orbit mean.
 
     To implement one:
 
     - :meth:`coordinates` and :meth:`from_coordinates` for each of the three kinds;
-    - :meth:`actions`, the representation by which each coordinate moves;
+    - :meth:`actions`, the representation by which each coordinate moves (or, where it moves several together,
+      :meth:`push_forward` and :meth:`orbit_mean`);
     - :meth:`is_closed` and ``advice``, the way out when an action does not keep the family;
+    - :meth:`log_normalizer`, :meth:`sufficient_statistics` and, unless it is 0, :meth:`log_base_measure`; without
+      natural parameters ``is_exponential = False`` instead;
     - register it with :func:`register`.
     """
 
     name: str
     advice: str
+    is_exponential = True
 
     @abstractmethod
     def coordinates(self, q: Distribution, kind: str) -> tuple[Tensor, ...]: ...
@@ -42,6 +46,23 @@ class Family(ABC):
 
     @abstractmethod
     def is_closed(self, rep: Representation) -> bool: ...
+
+    def log_normalizer(self, natural: tuple[Tensor, ...]) -> Tensor:
+        """``A(η)`` of each member of the batch: of the shape of the batch."""
+        raise NotImplementedError
+
+    def sufficient_statistics(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """``T(θ)``, a tensor for each natural parameter and of its shape."""
+        raise NotImplementedError
+
+    def log_base_measure(self, theta: Tensor) -> Tensor:
+        """``log h(θ)``, of the shape of the batch."""
+        return torch.zeros(())
+
+    def push_forward(self, q: Distribution, rep: Representation, g: Tensor | int) -> Distribution:
+        """The law of ``ρ(g) θ``."""
+        moved = zip(self.actions(rep, "standard"), self.coordinates(q, "standard"), strict=True)
+        return self.from_coordinates("standard", tuple(action.act(g, c) for action, c in moved))
 
     def orbit_mean(self, q: Distribution, rep: Representation, kind: str) -> Distribution:
         """The member whose coordinates of the given kind are the mean over the orbit of ``q``."""

@@ -18,6 +18,7 @@ class LowRankMultivariateNormalFamily(Family):
     """
 
     name = "low-rank Normal"
+    is_exponential = False
     advice = (
         "Other linear actions spoil its diagonal: use a full-covariance MultivariateNormal, or signed permutations."
     )

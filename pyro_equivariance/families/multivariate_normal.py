@@ -1,5 +1,7 @@
 """The Normal with a full covariance, which every linear action keeps."""
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -36,6 +38,15 @@ class MultivariateNormalFamily(Family):
     def actions(self, rep: Representation, kind: str) -> tuple[Representation, ...]:
         moved = rep.dual if kind == "natural" else rep
         return moved, moved * moved
+
+    def log_normalizer(self, natural: tuple[Tensor, Tensor]) -> Tensor:
+        first, second = natural
+        precision = -(second + second.mT)
+        squares = (first * torch.linalg.solve(precision, first[..., None])[..., 0]).sum(-1)
+        return 0.5 * (squares - torch.logdet(precision) + first.shape[-1] * math.log(2 * math.pi))
+
+    def sufficient_statistics(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        return theta, theta[..., :, None] * theta[..., None, :]
 
     def is_closed(self, rep: Representation) -> bool:
         return len(rep.event_shape) == 1 and rep.is_linear

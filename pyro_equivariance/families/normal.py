@@ -1,5 +1,7 @@
 """The mean-field Normal: independent Normals, one for each entry."""
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -34,6 +36,13 @@ class NormalFamily(Family):
 
     def is_closed(self, rep: Representation) -> bool:
         return rep.is_monomial
+
+    def log_normalizer(self, natural: tuple[Tensor, Tensor]) -> Tensor:
+        first, second = natural
+        return -first.square() / (4 * second) + 0.5 * (-math.pi / second).log()
+
+    def sufficient_statistics(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        return theta, theta.square()
 
     def orbit_mean(self, q, rep: Representation, kind: str) -> dist.Normal:
         return dist.Normal(*average_loc_scale(q.loc, q.scale, rep, kind))
