@@ -70,6 +70,7 @@ from .representations import (
 from .storage import load, save
 from .symmetrize import average
 from .symmetry import Symmetry
+from .theory import Assumptions, Certificate, certificate, check_assumptions
 from .training import ExpandAt, FitResult, SymmetrizeAt, fit
 
 __version__ = "0.1.0"
@@ -86,12 +87,14 @@ def __getattr__(name: str):
 
 
 __all__ = [
+    "Assumptions",
     "AutoMeanFieldNormal",
     "AutoOrbitMixture",
     "AutoSymmetricLowRankMultivariateNormal",
     "AutoSymmetricMultivariateNormal",
     "AutoSymmetricNormal",
     "BayesianNetwork",
+    "Certificate",
     "ClosednessError",
     "CyclicGroup",
     "DataError",
@@ -127,6 +130,8 @@ __all__ = [
     "average",
     "canonical_elements",
     "canonicalize",
+    "certificate",
+    "check_assumptions",
     "check_symmetry",
     "data",
     "diagnostics",

@@ -4,13 +4,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.transforms import transform_to
 from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor
 
 from . import handlers
-from .errors import OptionError, SymmetryError, check_option
+from .errors import OptionError, check_option
 from .guides import AutoExpandedNormal, AutoMeanFieldNormal
+from .guides.parameters import assign, core_normal, example_of, mean_field_parameters, value_of
 from .networks.bayesian import BayesianNetwork
 from .symmetrize import RULES, average_site, warn_if_wide
 from .symmetry import Symmetry
@@ -45,41 +45,14 @@ def symmetrize_(guide, symmetry: Symmetry, rule: str = "geometric", optimizer=No
     sites = mean_field_parameters(guide, *args)
     averaged = {}
     with torch.no_grad():
-        laws = {n: dist.Normal(_value(loc), _value(scale)).to_event(dim) for n, (loc, scale, dim) in sites.items()}
+        laws = {n: dist.Normal(value_of(loc), value_of(scale)).to_event(dim) for n, (loc, scale, dim) in sites.items()}
         for name, q in laws.items():
-            averaged[name] = _core(average_site(name, q, symmetry, rule))
+            averaged[name] = core_normal(average_site(name, q, symmetry, rule))
         warn_if_wide({name: (q, symmetry[name]) for name, q in laws.items()})
         for name, (loc, scale, _) in sites.items():
-            _assign(loc, averaged[name].loc)
-            _assign(scale, averaged[name].scale)
+            assign(loc, averaged[name].loc)
+            assign(scale, averaged[name].scale)
     clear_state(optimizer)
-
-
-def mean_field_parameters(guide, *args) -> dict[str, tuple[dict, dict, int]]:
-    """For each latent site of a mean-field Normal guide: the messages of its mean and scale, and its event axes."""
-    trace = poutine.trace(guide).get_trace(*args)
-    params = {node["value"].data_ptr(): node for node in trace.nodes.values() if node["type"] == "param"}
-    found = {}
-    for name, node in trace.nodes.items():
-        if node["type"] != "sample" or node["is_observed"] or isinstance(node["fn"], handlers._Subsample):
-            continue
-        site = name.removesuffix(handlers.AUXILIARY) if node["infer"].get("is_auxiliary") else name
-        if isinstance(node["fn"], dist.Delta) and name in found:
-            continue
-        core = _core(node["fn"])
-        if not isinstance(core, torch.distributions.Normal):
-            raise SymmetryError(
-                f"Expected a Normal at site {site!r} of the guide; got {type(core).__name__}. Use "
-                f"pe.AutoMeanFieldNormal or pyro's AutoNormal, whose sites are Normals."
-            )
-        owners = [params.get(t.data_ptr()) for t in (core.loc, core.scale)]
-        if None in owners or any(o["value"].shape != core.loc.shape for o in owners):
-            raise SymmetryError(
-                f"Expected the mean and scale of site {site!r} to be parameters of the guide of shape "
-                f"{tuple(core.loc.shape)}; they are computed from others, so there is nothing to change in place."
-            )
-        found[site] = (*owners, len(node["fn"].event_shape))
-    return found
 
 
 def expand(
@@ -130,7 +103,7 @@ def expand(
         raise OptionError(f"Expected the pe.BayesianNetwork of the small network; got {type(model).__name__}.")
     big = handlers.widen(model, symmetry)
     expansions = handlers.site_expansions(model, big, symmetry, arrangement)
-    x, y = _example(model, symmetry)
+    x, y = example_of(model, symmetry)
     small = _moments(guide, (x, y))
     locs = {name: e.start(small[name][0]) for name, e in expansions.items()}
     scales = {name: e.start_scale(small[name][1]) for name, e in expansions.items()}
@@ -168,35 +141,8 @@ def _moments(guide, arguments) -> dict[str, tuple[Tensor, Tensor]]:
     with torch.no_grad():
         poutine.block(guide)(*arguments)
         found = mean_field_parameters(guide, *arguments)
-        return {name: (_value(loc), _value(scale)) for name, (loc, scale, _) in found.items()}
-
-
-def _example(model: BayesianNetwork, symmetry: Symmetry) -> tuple[Tensor, Tensor]:
-    """One blank input and an observation drawn for it, to run a guide with."""
-    like = next(model.net.parameters())
-    x = like.new_zeros(1, *symmetry.inputs.event_shape)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return x, poutine.block(poutine.trace(model).get_trace)(x).nodes["y"]["value"]
+        return {name: (value_of(loc), value_of(scale)) for name, (loc, scale, _) in found.items()}
 
 
 def _suffixed(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name + handlers.BASE: value for name, value in values.items()}
-
-
-def _core(fn):
-    while isinstance(fn, torch.distributions.Independent):
-        fn = fn.base_dist
-    return _core(fn.base_dist) if isinstance(fn, torch.distributions.TransformedDistribution) else fn
-
-
-def _value(param: dict) -> Tensor:
-    return param["value"].detach().clone()
-
-
-def _assign(param: dict, value: Tensor) -> None:
-    """Write a constrained value into the leaf that a ``param`` message came from."""
-    leaf = param["value"].unconstrained() if hasattr(param["value"], "unconstrained") else param["value"]
-    # A PyroModule asks for its parameters without their constraint, which the store then knows.
-    known = pyro.get_param_store()._constraints
-    constraint = known.get(param["name"], param["kwargs"].get("constraint", torch.distributions.constraints.real))
-    leaf.copy_(transform_to(constraint).inv(value))

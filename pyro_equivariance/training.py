@@ -20,9 +20,11 @@ from tqdm.auto import tqdm
 
 from .errors import DataError, OptionError
 from .expansion import expand, symmetrize_
+from .guides.parameters import parameter_actions
 from .handlers import ExpandedNetwork
 from .networks.bayesian import BayesianNetwork
 from .prediction import log_predictive, predict
+from .representations import Representation
 from .symmetry import Symmetry
 
 
@@ -57,6 +59,8 @@ class Training:
     epoch: int = 0
     optimizer: object = None
     scheduler: object = None
+    average_gradient: Symmetry | None = None
+    actions: list[tuple[Tensor, Representation]] = field(default_factory=list)
     parameters: list[Tensor] = field(default_factory=list)
     fired: list[object] = field(default_factory=list)
     best: list[Tensor] | None = None
@@ -67,6 +71,8 @@ class Training:
         """Train this model and guide from here on, with an optimizer of their own."""
         self.model, self.guide = model, guide
         self.parameters = _capture_parameters(model, guide, self.loss, self.example)
+        if self.average_gradient is not None:
+            self.actions = parameter_actions(guide, self.average_gradient, *self.example)
         self.optimizer = _build(self.make_optimizer, self.parameters)
         self.scheduler = self.make_scheduler(self.optimizer) if self.make_scheduler else None
         self.forget_best()
@@ -221,6 +227,7 @@ def fit(
     loss: ELBO | None = None,
     seed: int = 0,
     progress: bool = True,
+    average_gradient: Symmetry | None = None,
 ) -> FitResult:
     """Maximise ``E_q[log p(y | x, θ)] − β KL(q ‖ prior)`` by minibatches.
 
@@ -244,6 +251,11 @@ def fit(
     :param loss: the ELBO; by default :class:`~pyro.infer.TraceMeanField_ELBO`.
     :param int seed: of all of Pyro's and torch's randomness, and of the order of the data.
     :param bool progress: whether to show a progress bar.
+    :param Symmetry average_gradient: average the gradient over this group at each step, and then the parameters, so
+        that the posterior is invariant from the first step on, whatever the noise of draws, of minibatches and of
+        random augmentation. With Adam this is the same as tying the parameters of an orbit. For mean-field Normal
+        guides whose means and scales are parameters of their own, moved by signed permutations; others are refused.
+    :raises SymmetryError: for a guide or a symmetry that ``average_gradient`` does not fit.
     :raises DataError: for data of different lengths, none at all, values that are not finite, labels out of range.
 
     >>> import torch, pyro_equivariance as pe
@@ -266,7 +278,7 @@ def fit(
     order = torch.Generator().manual_seed(seed)
     loss = loss or TraceMeanField_ELBO()
     example = tuple(t[:batch_size] for t in data)
-    training = Training(model, guide, loss, optimizer, scheduler, data, example)
+    training = Training(model, guide, loss, optimizer, scheduler, data, example, average_gradient=average_gradient)
     training.start(model, guide)
     history = {"loss": [], "kl_weight": [], "validation": []}
     start = time.perf_counter()
@@ -319,17 +331,24 @@ def _epoch(training: Training, loss: ELBO, data, batch_size: int, kl_weight: flo
 
 
 def _step(training: Training, loss: ELBO, batch, kl_weight: float, count: int) -> float:
+    if restart := getattr(training.guide, "restart", None):
+        restart()  # draws that come in orbits begin one with each step
     # The first step of a run was validated when the parameters were captured; the checks cost as much as the maths.
     with TemperMessenger(kl_weight), pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # fit says so, with the way out
         value = loss.differentiable_loss(training.model, training.guide, *batch) / count
     value.backward()
+    for leaf, rep in training.actions:
+        leaf.grad = rep.mean(leaf.grad)
     if isinstance(training.optimizer, pyro.optim.PyroOptim):
         training.optimizer(training.parameters)
         pyro.infer.util.zero_grads(training.parameters)
     else:
         training.optimizer.step()
         training.optimizer.zero_grad()
+    with torch.no_grad():
+        for leaf, rep in training.actions:
+            leaf.copy_(rep.mean(leaf))
     return value.item()
 
 

@@ -9,6 +9,7 @@ from pyro import poutine
 from pyro.distributions.transforms import biject_to
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import unwrap
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
 from .. import handlers
@@ -79,7 +80,7 @@ class SymmetrizedGuide(nn.Module):
         trace = poutine.trace(self).get_trace(*args, **kwargs)
         laws = {}
         for name, node in trace.nodes.items():
-            if node["type"] != "sample" or node["is_observed"] or isinstance(node["fn"], handlers._Subsample):
+            if node["type"] != "sample" or node["is_observed"] or isinstance(node["fn"], _Subsample):
                 continue
             if node["infer"].get("is_auxiliary"):
                 site = name.removesuffix(handlers.AUXILIARY)

@@ -49,7 +49,7 @@ class ModelDensity:
     @cached_property
     def latents(self) -> dict[str, dict]:
         """The latent sites of one run of the model, as entries of its trace."""
-        nodes = self._run(self.model, self.args, 0).nodes
+        nodes = self.run(self.model).nodes
         return {name: site for name, site in nodes.items() if _is_latent(site)}
 
     @cached_property
@@ -57,7 +57,7 @@ class ModelDensity:
         """For each vectorised plate its size, and whether the model sees all of it."""
         frames = [
             frame
-            for site in self._run(self.model, self.args, 0).nodes.values()
+            for site in self.run(self.model).nodes.values()
             if site["type"] == "sample"
             for frame in site["cond_indep_stack"]
             if frame.vectorized
@@ -81,7 +81,7 @@ class ModelDensity:
         """
         found = 0
         for seed in range(ATTEMPTS + count):
-            nodes = self._run(self.model, self.args, seed).nodes
+            nodes = self.run(self.model, seed=seed).nodes
             values = {name: nodes[name]["value"] for name in self.latents if name in nodes}
             if len(values) == len(self.latents) and math.isfinite(self.terms(values).total):
                 found += 1
@@ -105,7 +105,7 @@ class ModelDensity:
         if summed_out:
             self._check_enumerable(summed_out)
             model = poutine.enum(config_enumerate(model, "parallel"), first_available_dim=-1 - depth)
-        trace = self._run(model, self.args if args is None else args, 0)
+        trace = self.run(model, args)
         trace.compute_log_prob()
         sites, rounding = {}, {}
         for name, site in trace.nodes.items():
@@ -118,7 +118,7 @@ class ModelDensity:
 
     @cached_property
     def _plate_depth(self) -> int:
-        sites = self._run(self.model, self.args, 0).nodes.values()
+        sites = self.run(self.model).nodes.values()
         frames = [frame for s in sites if s["type"] == "sample" for frame in s["cond_indep_stack"] if frame.vectorized]
         return max((-frame.dim for frame in frames), default=0)
 
@@ -130,9 +130,10 @@ class ModelDensity:
                     f"so that it can be summed out; it is a {type(self.latents[name]['fn']).__name__}."
                 )
 
-    def _run(self, model: Callable, args: tuple, seed: int):
+    def run(self, model: Callable, args: tuple | None = None, seed: int = 0):
+        """The trace of a model on these arguments, by default its own."""
         with own_randomness(seed), evaluating(self.model), torch.no_grad():
-            return poutine.trace(model).get_trace(*args, **self.kwargs)
+            return poutine.trace(model).get_trace(*(self.args if args is None else args), **self.kwargs)
 
 
 @contextmanager

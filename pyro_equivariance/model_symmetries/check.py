@@ -55,11 +55,11 @@ def check_symmetry(model: Callable, symmetry: Symmetry, *args, **kwargs) -> floa
 
 def largest_change(density: ModelDensity, symmetry: Symmetry) -> tuple[float, str]:
     """The largest change of the log density, in nats, and where it is more than rounding a line that says so."""
-    moved = _Moved(density, symmetry)
+    moved = MovedDensity(density, symmetry)
     worst, said = 0.0, ""
     for values in density.draws(DRAWS):
         before, allowed = moved.terms(values), moved.rounding(values)
-        for g in _elements(symmetry.group):
+        for g in some_elements(symmetry.group):
             after = moved.terms(values, g)
             changes = {name: after.sites[name] - before.sites[name] for name in before.sites}
             broken = {name: change for name, change in changes.items() if not abs(change) <= allowed[name]}
@@ -74,7 +74,7 @@ def largest_change(density: ModelDensity, symmetry: Symmetry) -> tuple[float, st
     return worst, said
 
 
-class _Moved:
+class MovedDensity:
     """The log density where latents and data were moved."""
 
     def __init__(self, density: ModelDensity, symmetry: Symmetry):
@@ -89,6 +89,15 @@ class _Moved:
 
     def terms(self, values: Mapping[str, Tensor], g: Tensor | int | None = None) -> Terms:
         """At ``ρ(g) θ``; without ``g`` at ``θ``."""
+        moved, jacobians = self.values(values, g)
+        terms = self.density.terms(moved, None if g is None else self._moved_data(g))
+        sites = {name: term + jacobians.get(name, 0.0) for name, term in terms.sites.items()}
+        return Terms(sites, terms.rounding, terms.total + sum(jacobians.values()))
+
+    def values(
+        self, values: Mapping[str, Tensor], g: Tensor | int | None
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """``ρ(g) θ``, and of sites that move on unconstrained values the log Jacobian of their transform."""
         moved, jacobians = {}, {}
         for name, space in self.spaces.items():
             rep, value = self.symmetry[name], values[name]
@@ -99,9 +108,7 @@ class _Moved:
             u = u if g is None else rep.act(g, u)
             moved[name] = space.transform(u)
             jacobians[name] = float(space.transform.log_abs_det_jacobian(u, moved[name]).double().sum())
-        terms = self.density.terms(moved, None if g is None else self._moved_data(g))
-        sites = {name: term + jacobians.get(name, 0.0) for name, term in terms.sites.items()}
-        return Terms(sites, terms.rounding, terms.total + sum(jacobians.values()))
+        return moved, jacobians
 
     def rounding(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """How large a change of each site's term may be by rounding, and under ``""`` that of their sum."""
@@ -129,7 +136,7 @@ def _last_digits(value: Tensor) -> Tensor:
     return value * (1 + torch.finfo(value.dtype).eps * torch.randn_like(value))
 
 
-def _elements(group) -> list:
+def some_elements(group) -> list:
     """Generators, where they are few, and elements at random."""
     generators = list(group.generators) if group.is_finite else []
     with own_randomness(0):

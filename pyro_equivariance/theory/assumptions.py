@@ -1,0 +1,334 @@
+"""Which conditions of exactly equivariant training hold, each of them measured, and what follows."""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..errors import SymmetryError, check_option
+from ..families import is_closed, kl, push_forward
+from ..guides import AutoOrbitMixture
+from ..guides.parameters import example_of, parameter_actions, site_laws
+from ..model_symmetries.base import ModelDensity, own_randomness
+from ..model_symmetries.check import MovedDensity, some_elements
+from ..networks.bayesian import BayesianNetwork
+from ..symmetry import Symmetry, needed
+from .certificate import certificate
+
+DRAWS = ("independent", "antithetic", "exact")
+ORBITS = ("full", "random", "none")
+OUTCOMES = ("exactly equivariant", "in law only", "not")
+ROUNDING, INVARIANT = 1e-8, 1e-10
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition: whether it holds, the number it was judged by (``None`` where nothing is measured), and where."""
+
+    letter: str
+    name: str
+    holds: bool
+    measured: float | None
+    unit: str
+    where: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What :func:`check_assumptions` returns: it prints as a table, and :meth:`as_dict` is for JSON."""
+
+    conditions: tuple[Condition, ...]
+    outcome: str
+    reason: str
+
+    def __getitem__(self, letter: str) -> Condition:
+        return next(c for c in self.conditions if c.letter == letter)
+
+    def as_dict(self) -> dict:
+        """Plain numbers and text."""
+        return {
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "conditions": [asdict(condition) for condition in self.conditions],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{'':<4}{'condition':<32} {'holds':<6} {'measured':>10}  where"]
+        for c in self.conditions:
+            number = "" if c.measured is None else f"{c.measured:.1e}"
+            unit = f" ({c.unit})" if c.unit and c.measured is not None else ""
+            lines.append(
+                f"({c.letter}) {c.name:<32} {'yes' if c.holds else 'no':<6} {number:>10}  {c.where}{unit}".rstrip()
+            )
+        return "\n".join([*lines, f"Training: {self.outcome}. {self.reason}"])
+
+
+def check_assumptions(
+    model: Callable,
+    guide: Callable,
+    symmetry: Symmetry,
+    optimizer: Callable | None = None,
+    augmentation: str | None = None,
+    data: tuple = (),
+    draws: str | None = None,
+    average_gradient: bool = False,
+) -> Assumptions:
+    """Will the posterior stay equivariant while it is trained? Each condition is measured, none assumed.
+
+    - (a) the network, or the likelihood, is compatible: ``f(ρ_X(g) x; ρ(g) θ) = ρ_Y(g) f(x; θ)`` on random weights;
+    - (b) the augmentation is full (at random it is so in law only);
+    - (c) the guide's family is closed under the action, site by site;
+    - (d) the prior is invariant: ``KL(ρ(g)_# π ‖ π)`` of each site, given the sites before it;
+    - (e) the guide is invariant now: ``KL(q ‖ ρ(g)_# q)``;
+    - (f) the optimizer commutes with the action: how far it leads from the invariant parameters in three steps on
+      invariant gradients, relative to the steps' length;
+    - (g) gradients are free of noise: those of independent draws are equivariant in law only, of whole orbits exactly.
+
+    The outcome is ``"exactly equivariant"``: this run stays invariant (or its guide cannot be otherwise); ``"in law
+    only"``: the distribution over runs is symmetric, one run drifts; or ``"not"``: something pulls away from it. A
+    guide that is invariant for every value of its parameters needs (a) alone.
+
+    :param model: a Pyro model; one under :func:`~pyro_equivariance.handlers.augment` tells its augmentation itself.
+    :param guide: its guide, initialised, or one that ``data`` can initialise.
+    :param Symmetry symmetry: a representation for every latent site, and ``inputs`` where these move.
+    :param optimizer: as for :func:`~pyro_equivariance.fit`; by default Adam with rate 0.01.
+    :param str augmentation: ``"full"``, ``"random"`` or ``"none"``; left out, that of the model.
+    :param tuple data: the model's arguments; a :class:`~pyro_equivariance.BayesianNetwork` needs none.
+    :param str draws: how the ELBO is estimated: ``"independent"`` draws, ``"antithetic"`` ones
+        (:func:`~pyro_equivariance.handlers.antithetic`, which is noticed by itself), or ``"exact"``, in closed form.
+    :param bool average_gradient: whether :func:`~pyro_equivariance.fit` averages the gradient over this group.
+    :raises SymmetryError: for a guide whose law has no closed form.
+
+    Source: Dong, Flinth, Gerken (2026) arXiv:2606.26273; Nordenfors, Flinth (2024) arXiv:2410.01452.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
+    >>> symmetry = pe.network_symmetry(net, pe.CyclicGroup(4), (1, 3, 3))
+    >>> model = pe.BayesianNetwork(net)
+    >>> guide = pe.AutoSymmetricNormal(model, symmetry)
+    >>> pe.check_assumptions(model, guide, symmetry).outcome
+    'exactly equivariant'
+    """
+    check = _Check(model, guide, needed(symmetry), data)
+    if augmentation is not None:
+        check_option("augmentation", augmentation, ORBITS)
+    if draws is None:
+        draws = "antithetic" if hasattr(guide, "restart") else "independent"
+    check_option("draws", draws, DRAWS)
+    conditions = (
+        check.compatible(),
+        check.augmented(augmentation),
+        check.closed(),
+        check.prior(),
+        check.invariant(),
+        check.optimizer(optimizer),
+        _noise(draws, check.sees_data),
+    )
+    return Assumptions(conditions, *_conclusion(conditions, check.always, average_gradient))
+
+
+class _Check:
+    """The measurements, each a :class:`Condition`."""
+
+    def __init__(self, model, guide, symmetry: Symmetry, data):
+        self.model, self.inner, self.symmetry = model, inspect.unwrap(model), symmetry
+        self.guide, self.plain = guide, inspect.unwrap(guide)
+        data = (data,) if isinstance(data, Tensor) else tuple(data)
+        if not data and isinstance(self.inner, BayesianNetwork):
+            data = example_of(self.inner, symmetry)
+        self.data, self.always = data, bool(getattr(self.plain, "always_invariant", False))
+        if getattr(self.plain, "prototype_trace", True) is None:
+            with poutine.block(), own_randomness(0):
+                self.plain(*data)
+
+    @functools.cached_property
+    def _moved(self) -> MovedDensity:
+        return MovedDensity(ModelDensity(self.inner, self.data, {}), self.symmetry)
+
+    @functools.cached_property
+    def _elements(self) -> list:
+        return some_elements(self.symmetry.group)
+
+    def compatible(self) -> Condition:
+        name = "the likelihood is compatible"
+        if isinstance(self.inner, BayesianNetwork):
+            try:
+                worst, where, holds = self.symmetry.check(self.inner.net), "network", True
+            except SymmetryError as error:
+                return Condition("a", name, False, None, "", _first_sentence(error), "resize or change that layer")
+            return Condition("a", name, holds, worst, "relative", where)
+        worst, where, holds = 0.0, "no observations", True
+        for values in self._moved.density.draws(2):
+            before, allowed = self._moved.terms(values), self._moved.rounding(values)
+            for g in self._elements:
+                after = self._moved.terms(values, g)
+                for site in before.sites.keys() - self._moved.density.latents.keys():
+                    change = abs(after.sites[site] - before.sites[site])
+                    if not change <= worst or where == "no observations":
+                        worst, where = max(change, worst), repr(site)
+                    holds = holds and change <= allowed[site]
+        return Condition("a", name, holds, worst, "nats", where, "give the symmetry that the likelihood has")
+
+    @property
+    def sees_data(self) -> bool:
+        """Whether inputs move, so that the data have to be moved as well."""
+        return self.symmetry.inputs is not None
+
+    def augmented(self, augmentation: str | None) -> Condition:
+        name = "the augmentation is full"
+        if not self.sees_data:
+            return Condition("b", name, True, None, "", "no inputs move, none is needed")
+        orbit = augmentation or getattr(self.model, "augmentation", ("none",))[0]
+        return Condition(
+            "b", name, orbit == "full", None, "", orbit, "pe.handlers.augment(model, symmetry, orbit='full')"
+        )
+
+    @functools.cached_property
+    def _laws(self):
+        if isinstance(self.plain, AutoOrbitMixture):
+            return {}
+        try:
+            return site_laws(self.plain, self.symmetry, *self.data)
+        except SymmetryError:
+            if self.always:
+                return {}
+            raise
+
+    def closed(self) -> Condition:
+        name = "the family is closed"
+        if self.always:
+            return Condition("c", name, True, None, "", "invariant by construction")
+        spoilt = [", ".join(names) for names, law in self._laws.items() if not is_closed(*law)]
+        where = repr(spoilt[0]) if spoilt else "all sites"
+        return Condition("c", name, not spoilt, None, "", where, "pe.AutoOrbitMixture, or a full covariance")
+
+    def prior(self) -> Condition:
+        name = "the prior is invariant"
+        worst, where = 0.0, "all sites"
+        for site, value in self._prior_divergences().items():
+            if not value <= worst:
+                worst, where = value, repr(site)
+        return Condition("d", name, worst <= INVARIANT, worst, "nats", where, "the same law for all that is exchanged")
+
+    def _prior_divergences(self) -> dict[str, float]:
+        """``max_g KL(ρ(g)_# π(· | parents) ‖ π(· | ρ(g) parents))`` of each continuous site."""
+        density, found = self._moved.density, {}
+        (values,) = density.draws(1)
+        values = {name: values[name] for name in self._moved.spaces}
+        before = self._traced(values)
+        for g in self._elements:
+            after = self._traced(self._moved.values(values, g)[0])
+            for name in [n for n, space in self._moved.spaces.items() if space is not None]:
+                gap = _divergence(before[name], after[name], self.symmetry[name], g)
+                found[name] = gap if not gap <= found.get(name, 0.0) else found.get(name, 0.0)
+        return found
+
+    def _traced(self, values) -> dict[str, torch.distributions.Distribution]:
+        trace = self._moved.density.run(poutine.condition(self.inner, values))
+        return {name: trace.nodes[name]["fn"] for name in values}
+
+    def invariant(self) -> Condition:
+        name = "the guide is invariant now"
+        if self.always and not self._laws:
+            return Condition("e", name, True, 0.0, "nats", "invariant by construction")
+        try:
+            bound = certificate(self.plain, self.symmetry, *self.data)
+        except SymmetryError as error:
+            return Condition("e", name, False, None, "", _first_sentence(error), "a guide with closed forms")
+        worst = float(bound.kl.max())
+        where = max(bound.sites, key=lambda site: float(bound.sites[site].max())) if worst > INVARIANT else "all sites"
+        return Condition("e", name, worst <= INVARIANT, worst, "nats", where, "pe.symmetrize_(guide, symmetry)")
+
+    def optimizer(self, optimizer) -> Condition:
+        name = "the optimizer commutes"
+        if self.always:
+            return Condition("f", name, True, None, "", "not needed")
+        try:
+            actions = parameter_actions(self.plain, self.symmetry, *self.data)
+        except SymmetryError as error:
+            return Condition("f", name, False, None, "", _first_sentence(error), "pe.AutoMeanFieldNormal")
+        worst = _drift(optimizer, actions)
+        kind = "Adam" if optimizer is None else _name(optimizer)
+        return Condition(
+            "f", name, worst <= ROUNDING, worst, "relative", kind, "SGD, or a group of signed permutations"
+        )
+
+
+def _noise(draws: str, inputs_move: bool) -> Condition:
+    advice = "pe.handlers.antithetic(guide, symmetry), or fit(average_gradient=symmetry)"
+    return Condition("g", "gradients are free of noise", draws != "independent", None, "", f"{draws} draws", advice)
+
+
+def _conclusion(conditions, always: bool, average_gradient: bool) -> tuple[str, str]:
+    by = {c.letter: c for c in conditions}
+    if not by["a"].holds:
+        return "not", _because(by["a"])
+    if always:
+        return "exactly equivariant", "The guide is invariant for every value of its parameters."
+    needed_first = "cf" if average_gradient else "cdef"
+    broken = [by[letter] for letter in needed_first if not by[letter].holds]
+    if broken:
+        return "not", _because(broken[0])
+    if average_gradient:
+        return "exactly equivariant", "The gradient and the parameters are averaged over the group at each step."
+    if by["b"].where == "none":
+        return "not", _because(by["b"])
+    noisy = [by[letter] for letter in "bg" if not by[letter].holds]
+    if noisy:
+        return "in law only", _because(noisy[0])
+    return "exactly equivariant", "All conditions hold."
+
+
+def _because(condition: Condition) -> str:
+    advice = f" Use {condition.advice}." if condition.advice else ""
+    return f"({condition.letter}) fails at {condition.where}.{advice}"
+
+
+def _divergence(before, after, rep, g) -> float:
+    """``KL(ρ(g)_# before ‖ after)``; NaN where it has no closed form."""
+    try:
+        return max(float(kl(push_forward(before, rep, g), after)), 0.0)
+    except (SymmetryError, NotImplementedError):
+        return float("nan")
+
+
+def _drift(optimizer, actions) -> float:
+    """How far three steps on invariant gradients lead from the invariant parameters, relative to their length."""
+    worst, generator = 0.0, torch.Generator().manual_seed(0)
+    for rep in dict.fromkeys(rep for _, rep in actions):
+        start = rep.mean(torch.randn(rep.event_shape, generator=generator, dtype=torch.float64))
+        leaf = start.clone().requires_grad_()
+        step = _stepper(optimizer, leaf)
+        for _ in range(STEPS):
+            leaf.grad = rep.mean(torch.randn(rep.event_shape, generator=generator, dtype=torch.float64))
+            step()
+        moved = leaf.detach()
+        length = float((moved - start).norm())
+        if length > 0:
+            worst = max(worst, float((moved - rep.mean(moved)).norm()) / length)
+    return worst
+
+
+def _stepper(optimizer, leaf: Tensor) -> Callable[[], None]:
+    if isinstance(optimizer, pyro.optim.PyroOptim):
+        own = copy.deepcopy(optimizer)
+        own.optim_objs.clear()
+        return lambda: own([leaf])
+    return (torch.optim.Adam([leaf], lr=0.01) if optimizer is None else optimizer([leaf])).step
+
+
+def _name(optimizer) -> str:
+    inner = getattr(optimizer, "func", getattr(optimizer, "pt_optim_constructor", optimizer))
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split(". ")[0].removeprefix("Expected ").rstrip(".")
