@@ -246,6 +246,8 @@ def _on_log_ratios(name: str, rep: Representation) -> Representation:
         raise SymmetryError(
             f"Expected the categories of the simplex site {name!r} to be permuted, along the last axis; got {rep}."
         )
+    if outer and not outer[0].is_permutation:
+        raise SymmetryError(f"Expected the axes before a simplex, site {name!r}, to be permuted; got {rep}.")
     ratios = LogRatios(categories)
     return outer[0] * ratios if outer else ratios
 
@@ -284,7 +286,7 @@ def _split(rep: Representation, axes: int) -> tuple[Representation, Representati
 def _on_plates(rep: Representation, event_dim: int) -> Representation | None:
     """What acts on the axes before the event, where the event itself stays."""
     parts = _split(rep, event_dim) if len(rep.event_shape) >= event_dim else None
-    return parts[0] if parts and not moves(parts[1]) else None
+    return parts[0] if parts and parts[0].is_permutation and not moves(parts[1]) else None
 
 
 def moves(rep: Representation) -> bool:

@@ -13,7 +13,14 @@ from pyro.infer.autoguide import AutoNormal
 from torch.testing import assert_close
 
 import pyro_equivariance as pe
-from pyro_equivariance.spaces import IsometricLogRatio, check_transforms, contrasts, site_space, unconstraining
+from pyro_equivariance.spaces import (
+    IsometricLogRatio,
+    LogRatios,
+    check_transforms,
+    contrasts,
+    site_space,
+    unconstraining,
+)
 
 EXACT = {"atol": 1e-12, "rtol": 1e-12}
 CATEGORIES = [2, 3, 5]
@@ -215,6 +222,98 @@ class TestSiteSpace:
         rep = rep.on_unconstrained()
         space = site_space("z", support, rep, torch.Size((3,)))
         assert space.rep is rep and space.transform == unconstraining(support)
+
+
+RATIOS = {
+    "S2": pe.permutation(pe.SymmetricGroup(2)),
+    "S3": PERMUTED,
+    "S4": pe.permutation(pe.SymmetricGroup(4)),
+    "C5": pe.regular(pe.CyclicGroup(5)),
+    "a swap": pe.permutation(pe.SignGroup(), [[0, 1, 2], [1, 0, 2]]),
+    "none": pe.trivial(S3, 3),
+}
+
+
+@pytest.mark.parametrize("name", RATIOS)
+class TestLogRatios:
+    def test_is_the_permutation_between_the_contrasts(self, name):
+        categories = RATIOS[name]
+        n, g = categories.event_shape[0], categories.group.elements
+        basis = contrasts(n)
+        permutations = torch.stack([categories.act(k, torch.eye(n)).mT for k in range(len(g))])
+        expected = basis.mT @ permutations @ basis
+        assert_close(LogRatios(categories).matrix(g), expected, **EXACT)
+        assert_close(expected.mT @ expected, torch.eye(n - 1).expand_as(expected), **EXACT)
+
+    def test_is_a_homomorphism(self, name):
+        rep, group = LogRatios(RATIOS[name]), RATIOS[name].group
+        y = torch.randn(4, *rep.event_shape)
+        assert_close(rep.act(0, y), y, **EXACT)
+        for g in range(len(group)):
+            for h in range(len(group)):
+                product = int(group.compose(torch.tensor(g), torch.tensor(h)))
+                assert_close(rep.act(g, rep.act(h, y)), rep.act(product, y), **EXACT)
+
+    def test_a_batch_of_elements_on_any_axis(self, name):
+        rep, group = LogRatios(RATIOS[name]), RATIOS[name].group
+        both = rep * pe.trivial(group, 2)
+        g, y = group.sample((5,)), torch.randn(5, *both.event_shape)
+        expected = torch.stack([rep.matrix(int(k)) @ row for k, row in zip(g, y, strict=True)])
+        assert_close(both.act(g, y), expected, **EXACT)
+
+    def test_properties(self, name):
+        """Two categories have one ratio, which changes its sign; of three the swaps are no signed permutations."""
+        rep = LogRatios(RATIOS[name])
+        assert rep.is_orthogonal and not rep.is_approximate
+        assert rep.is_monomial == (name in ("S2", "none")) and rep.is_permutation == (name == "none")
+        assert rep == LogRatios(RATIOS[name]) and hash(rep) == hash(LogRatios(RATIOS[name]))
+        if rep.is_monomial:
+            assert_close(rep.modulus().act(0, torch.ones(rep.event_shape)), torch.ones(rep.event_shape))
+        else:
+            with pytest.raises(pe.SymmetryError):
+                rep.modulus()
+
+
+WHOLE_EVENTS = {
+    "Cholesky factors": (constraints.corr_cholesky, PERMUTED * pe.trivial(S3, (2, 2)), (3, 2, 2)),
+    "Cholesky factors, axis by axis": (
+        constraints.corr_cholesky, PERMUTED * pe.trivial(S3, 3) * pe.trivial(S3, 3), (3, 3, 3),
+    ),
+    "Cholesky factors, plates": (constraints.corr_cholesky, PERMUTED * pe.trivial(S3, (3, 3)), (4, 3, 3, 3)),
+    "Cholesky factors as one event": (
+        independent(constraints.corr_cholesky, 1), PERMUTED * pe.trivial(S3, (2, 2)), (3, 2, 2),
+    ),
+    "Cholesky factors that stay": (constraints.corr_cholesky, pe.trivial(S3, (3, 3)), (3, 3)),
+    "Cholesky factors on two axes": (
+        constraints.corr_cholesky, PERMUTED * PERMUTED * pe.trivial(S3, (2, 2)), (3, 3, 2, 2),
+    ),
+    "ordered": (constraints.ordered_vector, PERMUTED * pe.trivial(S3, 4), (3, 4)),
+}  # fmt: skip
+
+
+class TestWholeEvents:
+    """Events that a bijection mixes may still take each other's place."""
+
+    @pytest.mark.parametrize("name", WHOLE_EVENTS)
+    def test_the_action_passes_through(self, name):
+        support, rep, shape = WHOLE_EVENTS[name]
+        moves_alike(site_space("z", support, rep, torch.Size(shape)), rep, support, shape)
+
+    @pytest.mark.parametrize("support, rep", [
+        (constraints.corr_cholesky, PERMUTED * PERMUTED),
+        (constraints.corr_cholesky, PERMUTED * PERMUTED * pe.trivial(S3, 3)),
+        (constraints.corr_cholesky, PERMUTED * pe.trivial(S3, 3) * PERMUTED),
+        (constraints.corr_cholesky, FLIPPED * pe.trivial(pe.SignGroup(), (2, 2))),
+        (constraints.corr_cholesky, TURNED * pe.trivial(pe.CyclicGroup(8), (2, 2))),
+        (constraints.simplex, FLIPPED * pe.trivial(pe.SignGroup(), 3)),
+        (constraints.simplex, TURNED * pe.trivial(pe.CyclicGroup(8), 3)),
+    ], ids=[
+        "events", "rows", "columns", "signs of Cholesky factors", "mixed Cholesky factors", "signs of simplices",
+        "mixed simplices",
+    ])  # fmt: skip
+    def test_refused(self, support, rep):
+        with pytest.raises(pe.SymmetryError, match="'z'"):
+            site_space("z", support, rep, rep.event_shape)
 
 
 class TestCheckTransforms:

@@ -13,6 +13,7 @@ from .. import handlers
 from ..errors import WideOrbitWarning
 from ..expansion import expand
 from ..guides import AutoMeanFieldNormal, AutoOrbitMixture, AutoSymmetricNormal
+from ..networks import network_symmetry
 from ..symmetry import Symmetry
 from ..training import FitResult, SymmetrizeAt, Training, fit
 from .base import Problem
@@ -22,7 +23,8 @@ from .base import Problem
 class Fitted:
     """A trained posterior: the model and guide to predict with, and what training left behind.
 
-    ``kernels`` holds the first layer's mean kernels ``(K, h, w)`` before and after a one-shot symmetrization.
+    ``symmetries`` are actions on the guide's sites with which the model is compatible. ``kernels`` holds the first
+    layer's mean kernels ``(K, h, w)`` before and after a one-shot symmetrization.
     """
 
     model: Callable
@@ -30,6 +32,7 @@ class Fitted:
     history: dict[str, list[float]]
     seconds: float
     exact: bool
+    symmetries: tuple[Symmetry, ...]
     kernels: tuple[Tensor, Tensor] | None = None
 
 
@@ -71,9 +74,10 @@ def baseline(problem: Problem, seed: int, progress: bool, augmented: bool = True
     net = problem.network(problem.config.width)
     model = problem.model(net)
     guide = AutoMeanFieldNormal(model, **problem.start)
-    moved = _augmented(problem, model, problem.symmetry(net, "regular")) if augmented else model
+    symmetries = problem.symmetry(net, "regular"), problem.symmetry(net, "trivial")
+    moved = _augmented(problem, model, symmetries[0]) if augmented else model
     result = _fit(problem, moved, guide, problem.config.epochs, seed, progress, augmented)
-    return Fitted(model, guide, result.history, result.seconds, exact=False)
+    return Fitted(model, guide, result.history, result.seconds, exact=False, symmetries=symmetries)
 
 
 def one_shot(problem: Problem, seed: int, progress: bool, rule: str, hidden: str) -> Fitted:
@@ -85,25 +89,28 @@ def one_shot(problem: Problem, seed: int, progress: bool, rule: str, hidden: str
     watch = _KernelWatch(SymmetrizeAt(problem.config.epochs // 2, symmetry, rule))
     moved = _augmented(problem, model, symmetry)
     result = _fit(problem, moved, guide, problem.config.epochs, seed, progress, callbacks=[watch])
-    return Fitted(model, guide, result.history, result.seconds, exact=False, kernels=tuple(watch.kernels))
+    kernels = tuple(watch.kernels)
+    return Fitted(model, guide, result.history, result.seconds, exact=False, symmetries=(symmetry,), kernels=kernels)
 
 
 def always(problem: Problem, seed: int, progress: bool) -> Fitted:
     """A guide that is averaged at every evaluation, trained on upright images."""
     net = problem.network(problem.config.width)
     model = problem.model(net)
-    guide = AutoSymmetricNormal(model, problem.symmetry(net, "regular"), rule="geometric", **problem.start)
+    symmetry = problem.symmetry(net, "regular")
+    guide = AutoSymmetricNormal(model, symmetry, rule="geometric", **problem.start)
     result = _fit(problem, model, guide, problem.config.epochs, seed, progress, augmented=False)
-    return Fitted(model, guide, result.history, result.seconds, exact=True)
+    return Fitted(model, guide, result.history, result.seconds, exact=True, symmetries=(symmetry,))
 
 
 def mixture(problem: Problem, seed: int, progress: bool) -> Fitted:
     """The orbit mixture of a mean-field Normal, trained on upright images."""
     net = problem.network(problem.config.width)
     model = problem.model(net)
-    guide = AutoOrbitMixture(model, problem.symmetry(net, "regular"), **problem.start)
+    symmetry = problem.symmetry(net, "regular")
+    guide = AutoOrbitMixture(model, symmetry, **problem.start)
     result = _fit(problem, model, guide, problem.config.epochs, seed, progress, augmented=False)
-    return Fitted(model, guide, result.history, result.seconds, exact=True)
+    return Fitted(model, guide, result.history, result.seconds, exact=True, symmetries=(symmetry,))
 
 
 def expansion(problem: Problem, seed: int, progress: bool) -> Fitted:
@@ -117,7 +124,7 @@ def expansion(problem: Problem, seed: int, progress: bool) -> Fitted:
     moved = _augmented(problem, model, large)
     second = _fit(problem, moved, guide, problem.config.epochs - half, seed, progress)
     history = {key: first.history[key] + second.history[key] for key in first.history}
-    return Fitted(model, guide, history, first.seconds + second.seconds, exact=False)
+    return Fitted(model, guide, history, first.seconds + second.seconds, exact=False, symmetries=(large,))
 
 
 def expansion_tied(problem: Problem, seed: int, progress: bool) -> Fitted:
@@ -126,7 +133,8 @@ def expansion_tied(problem: Problem, seed: int, progress: bool) -> Fitted:
     model = handlers.expand(problem.model(net), problem.symmetry(net, "trivial"), arrangement="free")
     guide = AutoMeanFieldNormal(model, **problem.start)
     result = _fit(problem, model, guide, problem.config.epochs, seed, progress, augmented=False)
-    return Fitted(model, guide, result.history, result.seconds, exact=True)
+    large = network_symmetry(model.big.net, problem.group, problem.input_shape)
+    return Fitted(model, guide, result.history, result.seconds, exact=True, symmetries=(large,))
 
 
 def _augmented(problem: Problem, model: Callable, symmetry: Symmetry) -> Callable:

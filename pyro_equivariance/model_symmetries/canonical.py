@@ -32,7 +32,8 @@ def canonicalize(
       nothing changes any more. For permutations of many things this is an assignment problem [1], solved by SciPy; of
       blocks of them (units of several layers) one after the other, as long as it helps [2].
     - ``"order"``: the representative whose key has the lexicographically smallest entries: under permutations sorted,
-      by the first column, ties by the next; where signs change, the largest, so that first entries are positive.
+      by the first column, ties by the next; where signs change, the largest, so that first entries are positive. Where
+      the key leaves a choice, the other sites decide likewise.
 
     What does not depend on the choice, such as predictions, is the same before and after. Sites that the symmetry does
     not name stay as they are.
@@ -149,7 +150,8 @@ class _Orbits:
         for name, rep in self.moving.items():
             mean, second = self.draws[name].mean(0), self.draws[name].square().mean(0)
             if rep.is_monomial:
-                variance = rep.modulus(2).mean(second) - rep.mean(mean).square()
+                moved = rep if rep.is_permutation else rep.modulus(2)
+                variance = moved.mean(second) - rep.mean(mean).square()
             else:
                 variance = (second.mean() - rep.mean(mean).square().mean()).expand_as(second)
             weights[name] = torch.where(variance > 1e-12 * second.mean(), 1 / variance, 0.0)
@@ -198,20 +200,25 @@ def _are_shares(values: Tensor) -> bool:
 
 
 def _ordered(orbits: _Orbits, key: str) -> Tensor:
+    """The elements that make the key, and then the other sites, smallest; what may change its sign, largest."""
     rep, values = orbits.moving[key], orbits.draws[key]
-    largest = not rep.is_permutation
-    if _is_listed(orbits.group):
-        best, chosen = values, torch.zeros(len(values), dtype=torch.long)
-        for g in range(1, len(orbits.group)):
-            copies = orbits.act(key, g, values)
-            better = _precedes(best, copies) if largest else _precedes(copies, best)
-            best = torch.where(better.reshape(-1, *[1] * (values.ndim - 1)), copies, best)
-            chosen[better] = g
-        return chosen
-    return _sorted(Things(orbits.group), rep, values, largest)
+    if not _is_listed(orbits.group):
+        return _sorted(Things(orbits.group), rep, values)
+    names = [key, *(name for name in orbits.moving if name != key)]
+    signs = {name: 1 if orbits.moving[name].is_permutation else -1 for name in names}
+
+    def rows(g: int) -> Tensor:
+        return torch.cat([signs[name] * orbits.act(name, g, orbits.draws[name]).flatten(1) for name in names], 1)
+
+    best, chosen = rows(0), torch.zeros(len(values), dtype=torch.long)
+    for g in range(1, len(orbits.group)):
+        copies = rows(g)
+        better = _precedes(copies, best)
+        best, chosen = torch.where(better[:, None], copies, best), torch.where(better, g, chosen)
+    return chosen
 
 
-def _sorted(things: Things, rep: Representation, values: Tensor, largest: bool) -> Tensor:
+def _sorted(things: Things, rep: Representation, values: Tensor) -> Tensor:
     """The same for one block of things along one axis, by sorting."""
     axes = things.axes(rep)
     if len(axes) != 1 or len(things.blocks) != 1:
@@ -221,8 +228,10 @@ def _sorted(things: Things, rep: Representation, values: Tensor, largest: bool) 
         )
     ((_, axis, signed),) = axes
     rows = values.movedim(axis, 1).flatten(2)
-    signs = torch.where(rows[..., 0] < 0, -1, 1) if signed else torch.ones(rows.shape[:2], dtype=torch.long)
-    return things.elements(lexicographic_places(rows * signs[..., None] * (-1 if largest else 1)), signs)
+    if not signed:
+        return things.elements(lexicographic_places(rows), torch.ones(rows.shape[:2], dtype=torch.long))
+    signs = torch.where(rows[..., 0] < 0, -1, 1)
+    return things.elements(lexicographic_places(-rows * signs[..., None]), signs)
 
 
 def _precedes(a: Tensor, b: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Symmetries of a model by their kind: which of its sites move, and how, is worked out and then checked."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from itertools import combinations, islice, product
+from itertools import combinations, islice
 from operator import mul
 
 import torch
@@ -61,6 +61,11 @@ def exchangeable(model: Callable, plate: str, *args, **kwargs) -> Symmetry:
     group = SymmetricGroup(size) if size <= MAX_NUMBERED else YoungSubgroup(size)
     one, relabelled = permutation(group), labels(group)
     options = {name: _with_plate(site, plate, one, relabelled) for name, site in density.latents.items()}
+    if not any(_is_inside(site, plate) for site in density.latents.values()):
+        raise SymmetryError(
+            f"Expected a plate with latent sites inside, to exchange its members; {plate!r} has none: what is observed "
+            f"there stays where it is."
+        )
     return _first_that_holds(density, group, options)
 
 
@@ -276,10 +281,21 @@ def _fitting(name: str, site: dict, choices: list) -> list:
     return fitting
 
 
-def _first_choices_first(options: list[list]) -> list[tuple]:
+def _first_choices_first(options: list[list]) -> Iterator[tuple]:
     """All ways to choose one from each list, in the order of how far down the lists they go."""
-    ranked = product(*[list(enumerate(choices)) for choices in options])
-    return [tuple(rep for _, rep in choice) for choice in sorted(ranked, key=lambda choice: sum(i for i, _ in choice))]
+    for down in range(sum(len(choices) - 1 for choices in options) + 1):
+        yield from _choices(options, down)
+
+
+def _choices(options: list[list], down: int) -> Iterator[tuple]:
+    """Those that go so many places down in all."""
+    if not options:
+        yield ()
+        return
+    most = sum(len(choices) - 1 for choices in options[1:])
+    for i in range(max(0, down - most), min(down, len(options[0]) - 1) + 1):
+        for rest in _choices(options[1:], down - i):
+            yield (options[0][i], *rest)
 
 
 def _whole_plate(density: ModelDensity, plate: str) -> int:
@@ -301,7 +317,15 @@ def _with_plate(site: dict, plate: str, one: Representation, relabelled: Represe
     if own or not support.is_discrete:
         return along
     takes_members = _values(support) == (0, one.event_shape[0] - 1)
-    return [relabelled] * takes_members + along + [None] * site["fn"].has_enumerate_support
+    return [relabelled] * takes_members + along + [None] * _is_enumerated(site)
+
+
+def _is_enumerated(site: dict) -> bool:
+    return bool(site["infer"].get("enumerate"))
+
+
+def _is_inside(site: dict, plate: str) -> bool:
+    return any(frame.name == plate for frame in site["cond_indep_stack"])
 
 
 def _sets_of_axes(site: dict, n: int, own: list[int]) -> list[tuple[int, ...]]:
@@ -337,12 +361,12 @@ def _event_shape(site: dict):
 
 
 def _still(site: dict, group: Group) -> list:
-    """A site that stays; a discrete one is summed out."""
-    return [None if site["fn"].support.is_discrete else trivial(group, _event_shape(site))]
+    """A site that stays, or where the model enumerates it, is summed out."""
+    return [trivial(group, _event_shape(site))] + [None] * _is_enumerated(site)
 
 
 def _names(sites: str | Sequence[str]) -> list[str]:
-    names = [sites] if isinstance(sites, str) else list(sites)
+    names = [sites] if isinstance(sites, str) or not isinstance(sites, Sequence) else list(sites)
     if not names or not all(isinstance(name, str) for name in names):
         raise OptionError(f"Expected sites= to be the name of a site or a list of names; got {sites!r}.")
     return names
@@ -350,7 +374,8 @@ def _names(sites: str | Sequence[str]) -> list[str]:
 
 def _independent_sets(sites: str | Sequence) -> list[list[str]]:
     """The sites that flip together, one list for each sign."""
-    nested = not isinstance(sites, str) and any(not isinstance(names, str) for names in sites)
+    listed = isinstance(sites, Sequence) and not isinstance(sites, str)
+    nested = listed and any(not isinstance(names, str) for names in sites)
     return [_names(names) for names in sites] if nested else [_names(sites)]
 
 

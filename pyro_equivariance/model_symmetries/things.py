@@ -51,13 +51,15 @@ class Things:
         return [(block, axis, signed) for block, signed, axis in found]
 
     def _block(self, rep: Representation) -> tuple[int, bool]:
-        g = self.group.sample(())
-        (places, signs), n = self._split(g), rep.event_shape.numel()
+        n = rep.event_shape.numel()
         things = torch.arange(1.0, n + 1)
-        moved = rep.act(g, things) if len(rep.event_shape) == 1 else None
         for b, block in enumerate(self.blocks):
-            if moved is None or block.stop - block.start != n:
+            if len(rep.event_shape) != 1 or block.stop - block.start != n:
                 continue
+            turned = torch.arange(self.blocks[-1].stop)
+            turned[block] = turned[block].roll(1)
+            g = self.elements(turned, -torch.ones_like(turned))
+            (places, signs), moved = self._split(g), rep.act(g, things)
             there, own = places[block] - block.start, signs[block]
             if torch.equal(moved[there], things):
                 return b, False
@@ -79,30 +81,36 @@ class Things:
 
         total = self.blocks[-1].stop
         sources, signs = np.arange(total), np.ones(total)  # of each place
-        best = -np.inf
+        best, placed = -np.inf, set()
         for _ in range(SWEEPS):
             before = best
             for b, block in enumerate(self.blocks):
-                plain, signed = self._gains(b, values, aims, axes, sources, signs)
+                plain, signed = self._gains(b, values, aims, axes, sources, signs, placed)
                 rows, columns = linear_sum_assignment(-(plain + np.abs(signed)))
                 trial, flips = sources.copy(), signs.copy()
                 trial[block][columns] = rows + block.start
                 flips[block][columns] = np.where(signed[rows, columns] < 0, -1.0, 1.0)
+                placed.add(b)
                 gain = sum((self._moved(values[n], axes[n], trial, flips) * aims[n]).sum() for n in values)
                 if gain > best + 1e-12 * abs(best) or best == -np.inf:
                     best, sources, signs = gain, trial, flips
-            if not best > before + 1e-9 * abs(before) or len(self.blocks) == 1:
+            if not best > before + 1e-9 * abs(before):
                 break
         places = np.argsort(sources)
         return places, signs[places].astype(np.int64)
 
-    def _gains(self, block: int, values, aims, axes, sources, signs) -> tuple[np.ndarray, np.ndarray]:
-        """What sending thing ``i`` of a block to place ``j`` gains, without a sign and times its sign."""
+    def _gains(self, block: int, values, aims, axes, sources, signs, placed) -> tuple[np.ndarray, np.ndarray]:
+        """What sending thing ``i`` of a block to place ``j`` gains, without a sign and times its sign.
+
+        In the first sweep sites count along which all other blocks were placed before.
+        """
         n = self.blocks[block].stop - self.blocks[block].start
         plain, signed = np.zeros((n, n)), np.zeros((n, n))
         for name, value in values.items():
             for own in [axis for axis in axes[name] if axis[0] == block]:
                 others = [axis for axis in axes[name] if axis is not own]
+                if len(placed) < len(self.blocks) and any(axis[0] not in placed for axis in others):
+                    continue
                 rows = np.moveaxis(self._moved(value, others, sources, signs), own[1], 0).reshape(n, -1)
                 gains = rows @ np.moveaxis(aims[name], own[1], 0).reshape(n, -1).T
                 if own[2]:

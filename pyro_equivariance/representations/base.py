@@ -102,7 +102,7 @@ class Representation(ABC):
         batch = torch.broadcast_shapes(shape, x.shape[: x.ndim - len(self.event_shape)])
         # Not expanded: where one element moves many tensors, they share its tables.
         g = g.reshape((1,) * (len(batch) - len(shape)) + g.shape)
-        return self._act(g, x.expand(*batch, *self.event_shape))
+        return self._act(g, x.expand((*batch, *self.event_shape)))
 
     def orbit(self, x: Tensor) -> Tensor:
         """All moved copies of ``x`` along a new first axis: shape ``(len(group), ..., *event_shape)``."""

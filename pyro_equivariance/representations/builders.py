@@ -149,7 +149,7 @@ def labels(group: Group, permutations=None) -> Representation:
     >>> pe.labels(pe.SymmetricGroup(3)).act(1, torch.tensor([0, 1, 2, 2]))
     tensor([0, 2, 1, 1])
     """
-    if permutations is None and is_large(group):
+    if permutations is None and (not group.is_indexed or is_large(group)):
         return Labels(group)
     rep = Labels(group, _permutation_table(group, permutations))
     return _checked(rep, torch.arange(rep.classes))
