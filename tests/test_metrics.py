@@ -1,7 +1,9 @@
 """Each metric against its definition written out as loops, and against what it must average to."""
 
+import itertools
 import math
 from dataclasses import dataclass
+from functools import cache, partial
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from pyro_equivariance import CyclicGroup, metrics, regular
 from pyro_equivariance.errors import DataError, OptionError, SymmetryError
-from pyro_equivariance.metrics import Estimate, PredictionSets
+from pyro_equivariance.metrics import DefectSweep, Estimate, PredictionSets, Reevaluations
 
 SIGMAS = 4.5  # of a computed standard error: one failure in 150,000
 
@@ -163,6 +165,267 @@ def test_jackknife_matches_the_spread_over_repeats(scale, ratio):
     relative = math.sqrt(2 / 800) * 1.5  # of a sample variance, with room for its heavier tails
     found = errors.square().mean().item() / values.var().item()
     assert abs(found / ratio - 1) < SIGMAS * relative
+
+
+# The defect against the number of draws
+
+
+class Toy:
+    """Outputs linear in Normal latents, ``f(gx) = mean[g] + maps[g] @ theta``: all moments are known."""
+
+    def __init__(self, kind, action, order=4, images=2, classes=4, latents=8):
+        self.action, self.order = action, order
+        self.generator = torch.Generator().manual_seed(7)
+        if kind == "invariant":
+            mean, maps = random_draws(images, classes, seed=3), random_draws(images, classes, latents, seed=4)
+            self.mean = torch.stack([self.moved(mean, g) for g in range(order)])
+            self.maps = torch.stack([self.moved(maps.mT, g).mT.roll(2 * g, -1) for g in range(order)])
+        else:
+            self.mean = 3 * random_draws(order, images, classes, seed=3)
+            self.maps = 0.3 * random_draws(order, images, classes, latents, seed=4)
+
+    def moved(self, y, g):
+        return moved(y, g, self.action)
+
+    def draw(self, draws, independent):
+        shape = (draws, self.order if independent else 1, 1, self.maps.shape[-1], 1)
+        theta = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return self.mean + (self.maps @ theta).squeeze(-1)
+
+    def difference(self, independent):
+        """The mean of d and the map to it of all latents, those of each element apart: ``(X,)`` and ``(X, L)``."""
+        root = math.sqrt(self.mean[..., 0].numel())
+        mean = torch.stack([self.mean[g] - self.moved(self.mean[0], g) for g in range(self.order)])
+        one = torch.stack([self.moved(self.maps[0].mT, g).mT for g in range(self.order)])
+        if not independent:
+            return mean.flatten() / root, (self.maps - one).flatten(0, -2) / root
+        maps = self.maps.new_zeros(*self.maps.shape[:-1], self.order, self.maps.shape[-1])
+        for g in range(self.order):
+            maps[g, ..., g, :] += self.maps[g]
+            maps[g, ..., 0, :] -= one[g]
+        return mean.flatten() / root, maps.flatten(-2).flatten(0, -2) / root
+
+    def defect(self):
+        return self.difference(False)[0].square().sum().item()
+
+    def excess(self, draws):
+        return self.difference(True)[1].square().sum().item() / draws
+
+    def spread(self, draws, independent):
+        """Of a squared norm of a Normal mean, with or without the products of a draw with itself."""
+        mean, maps = self.difference(independent)
+        linear, square = (maps.mT @ mean).square().sum(), (maps.mT @ maps).square().sum()
+        pairs = draws**2 if independent else draws * (draws - 1)
+        return math.sqrt(4 * linear / draws + 2 * square / pairs)
+
+
+TOYS = [(kind, action) for kind in ("invariant", "defect") for action in ("invariant", "shift")]
+
+
+@cache
+def swept(kind, action):
+    toy = Toy(kind, ACTIONS[action])
+    return toy, metrics.defect_sweep(toy.draw, repeats=500, action=toy.action)
+
+
+@pytest.mark.parametrize(("kind", "action"), TOYS)
+class TestSweep:
+    def test_unbiased_mean_is_the_defect(self, kind, action):
+        toy, sweep = swept(kind, action)
+        distance = (sweep.unbiased.mean[1:] - toy.defect()) / sweep.unbiased.se[1:]
+        assert distance.abs().max() < 3
+        assert sweep.unbiased.values[0].isnan().all()
+        assert sweep.reference == Estimate(sweep.unbiased.mean[-1].item(), sweep.unbiased.se[-1].item())
+
+    def test_biased_mean_has_the_excess_of_the_formula(self, kind, action):
+        toy, sweep = swept(kind, action)
+        expected = toy.defect() + exact([toy.excess(draws) for draws in sweep.sizes])
+        assert ((sweep.biased.mean - expected) / sweep.biased.se).abs().max() < 3
+        assert torch.equal(sweep.excess, sweep.biased.mean - sweep.reference.value)
+
+    def test_spreads_are_those_of_the_formula(self, kind, action):
+        toy, sweep = swept(kind, action)
+        for series, independent in ((sweep.biased, True), (sweep.unbiased, False)):
+            for i, draws in enumerate(sweep.sizes):
+                if independent or draws > 1:
+                    expected = toy.spread(draws, independent)
+                    assert abs(series.spread[i] - expected) < 3.5 * series.spread_se[i]
+                    assert 0.02 < series.spread_se[i] / series.spread[i] < 0.1  # 1 / sqrt(1000) and heavier tails
+
+    def test_slopes(self, kind, action):
+        _, sweep = swept(kind, action)
+        target, room = (-1, 0.15) if kind == "invariant" else (-0.5, 0.1)
+        assert abs(float(sweep.excess_slope) + 1) < 0.1
+        assert abs(float(sweep.spread_slope) - target) < room
+        assert abs(float(sweep.drift)) < 3 * sweep.drift.se
+        assert [s.left_out for s in (sweep.spread_slope, sweep.drift)] == [0, 0]
+
+
+def test_excess_of_an_invariant_posterior_is_that_of_the_variance():
+    for kind, action in TOYS[:2]:
+        toy, sweep = swept(kind, action)
+        variance = toy.maps[0].square().sum((-1, -2)).mean().item()
+        expected = exact([1.5 * variance / draws for draws in sweep.sizes])
+        assert ((sweep.excess - expected) / sweep.biased.se.hypot(sweep.unbiased.se[-1:])).abs().max() < 3
+        assert toy.defect() == pytest.approx(0, abs=1e-25)
+
+
+@pytest.mark.parametrize("action", [None, Shift(4)], ids=["invariant", "shift"])
+def test_a_sweep_gives_each_estimator_its_draws(action):
+    asked, given = [], []
+
+    def draw(draws, independent):
+        asked.append((draws, independent))
+        given.append(random_draws(draws, 4, 3, 4, seed=len(given)).requires_grad_())
+        return given[-1]
+
+    sweep = metrics.defect_sweep(draw, sizes=[1, 2, 5], repeats=3, action=action, chunk_size=2)
+    assert asked == [(t, True) for t in (1, 2, 5) for _ in range(3)] + [(t, False) for t in (2, 5) for _ in range(3)]
+    pairs = [("biased", given[3:9], sweep.biased), ("unbiased", given[9:], sweep.unbiased)]
+    for estimator, outputs, series in pairs:
+        expected = [metrics.equivariance_defect(o, action=action, estimator=estimator).value for o in outputs]
+        assert series.values[1:].flatten().tolist() == pytest.approx(expected, abs=1e-14)
+        assert not series.values.requires_grad and series.values.shape == (3, 3)
+    one = [(o[0] - torch.stack([moved(o[0, 0], g, action) for g in range(4)])) for o in given[:3]]
+    assert sweep.biased.values[0].tolist() == pytest.approx([d.square().sum().item() / 12 for d in one])
+
+
+def made_up(biased, unbiased, sizes, reference):
+    return DefectSweep(sizes, Reevaluations(biased), Reevaluations(unbiased), reference)
+
+
+def test_slopes_of_exact_laws():
+    sizes = (2, 4, 10, 60)
+    t, pattern = exact(sizes).unsqueeze(1), exact([-1.0, 0.0, 1.0])
+    sweep = made_up(0.7 + (5 + pattern) / t, 0.7 + 0.1 * t.log() + pattern / t**0.5, sizes, Estimate(0.7, 0.0))
+    slopes = [sweep.excess_slope, sweep.spread_slope, sweep.drift]
+    assert [float(s) for s in slopes] == pytest.approx([-1.0, -0.5, 0.1], abs=1e-12)
+    x = t.log() - t.log().mean()  # the relative errors of all sizes are the same: equal weights
+    assert sweep.excess_slope.se == pytest.approx((0.2 / math.sqrt(3) / x.square().sum().sqrt()).item())
+    assert (sweep.biased.spread * math.sqrt(3)).tolist() == pytest.approx([3**0.5 / size for size in sizes])
+    assert sweep.biased.se.tolist() == pytest.approx([3**-0.5 / size for size in sizes])
+
+
+def test_error_of_the_spread_is_the_brute_force_jackknife():
+    values = random_draws(2, 7).exp()
+    keep = [[j for j in range(7) if j != k] for k in range(7)]
+    logs = torch.stack([values[:, k].std(1).log() for k in keep], 1)
+    expected = values.std(1) * ((logs - logs.mean(1, keepdim=True)).square().sum(1) * 6 / 7).sqrt()
+    torch.testing.assert_close(Reevaluations(values).spread_se, expected)
+
+
+@pytest.mark.parametrize("kind", ["excess_slope", "spread_slope", "drift"])
+def test_errors_of_the_slopes_match_their_spread(kind):
+    """Over sweeps of known laws; the reference's error, common to all sizes, is the largest part of the excess's."""
+    sizes, sweeps = (2, 4, 8, 16), 400
+    t, found = exact(sizes).unsqueeze(1), []
+    noise = random_draws(2, sweeps, 4, 60)
+    offsets = 0.02 * random_draws(sweeps, seed=5)
+    for one, two, offset in zip(*noise, offsets.tolist(), strict=True):
+        sweep = made_up((1 + one / 10) / t, 3 + two / t**0.5, sizes, Estimate(offset, 0.02))
+        found.append(getattr(sweep, kind))
+    values, errors = exact([float(s) for s in found]), exact([s.se for s in found])
+    relative = values.std().item() / errors.square().mean().sqrt().item()
+    assert 0.8 < relative < 1.2  # 1 +- 1 / sqrt(800), and the weights' own noise
+    assert abs(values.mean() - {"excess_slope": -1, "spread_slope": -0.5, "drift": 0}[kind]) < 0.03
+
+
+def test_what_has_no_logarithm_is_left_out_and_counted():
+    sizes, t, pattern = (1, 2, 4, 8), exact((1, 2, 4, 8)).unsqueeze(1), exact([-1.0, 0.0, 1.0])
+    biased, unbiased = 1 + (5 + pattern) / t, 1 + pattern / t
+    biased[2], unbiased[0], unbiased[3] = 1.0 - pattern, torch.nan, 1.0  # no excess, no estimate, no spread
+    sweep = made_up(biased, unbiased, sizes, Estimate(1.0, 0.0))
+    assert (float(sweep.excess_slope), sweep.excess_slope.left_out) == (pytest.approx(-1.0), 1)
+    assert (float(sweep.spread_slope), sweep.spread_slope.left_out) == (pytest.approx(-1.0), 1)
+    assert (float(sweep.drift), sweep.drift.left_out) == (pytest.approx(0.0), 1)
+    assert "(1 sizes left out)" in str(sweep)
+    high = made_up(biased, unbiased, sizes, Estimate(9.0, 0.0)).excess_slope
+    assert math.isnan(float(high)) and math.isnan(high.se) and high.left_out == 4
+
+
+def test_a_reference_may_be_given():
+    toy = Toy("defect", None)
+    sweep = partial(metrics.defect_sweep, toy.draw, sizes=(2, 4), repeats=3)
+    assert sweep(reference=2).reference == Estimate(2.0, 0.0)
+    assert sweep(reference=Estimate(2.0, 0.5)).reference == Estimate(2.0, 0.5)
+    assert sweep(reference=0.0).reference == Estimate(0.0, 0.0)
+
+
+def test_a_sweep_prints_as_a_table_of_its_rows():
+    _, sweep = swept("defect", "shift")
+    rows, lines = sweep.rows(), str(sweep).splitlines()
+    assert [row["draws"] for row in rows] == [1, 2, 4, 8, 16, 32, 64]
+    assert [int(line.split()[0]) for line in lines[1:8]] == [1, 2, 4, 8, 16, 32, 64]
+    for i, (row, line) in enumerate(zip(rows, lines[1:], strict=False)):
+        assert row["biased"] == sweep.biased.mean[i] and row["excess"] == sweep.excess[i]
+        shown = [row[f"{e}{part}"] for e in ("biased", "unbiased") for part in ("", "_se", "_spread")]
+        numbers = [float(word) for word in line.split()[1:] if word != "±"]
+        assert numbers == pytest.approx(shown, rel=0.06, nan_ok=True)
+    assert lines[8].startswith("K = 500 ") and f"{sweep.excess_slope.value:.3g} ±" in lines[9]
+
+
+# How many draws are enough
+
+
+def one_hot_outputs(bits):
+    """``(T, |G|, 1, 2)`` from bits ``(T, |G|)``: sure of the one class or the other."""
+    return torch.nn.functional.one_hot(bits, 2).unsqueeze(2).double()
+
+
+def test_bounded_differences_of_the_biased_estimate():
+    """Over all outputs that are sure, the corners of a function that is convex in each: T = 3 draws of 2 poses."""
+    shape, change = (3, 2), torch.zeros(3, 2).double()
+    for bits in itertools.product((0, 1), repeat=6):
+        bits = torch.tensor(bits).reshape(shape)
+        value = metrics.equivariance_defect(one_hot_outputs(bits), estimator="biased").value
+        for t, g in itertools.product(range(3), range(2)):
+            other = bits.clone()
+            other[t, g] = 1 - other[t, g]
+            moved = metrics.equivariance_defect(one_hot_outputs(other), estimator="biased").value
+            change[t, g] = max(change[t, g], abs(moved - value))
+    assert (change[:, 1] <= 4 / (3 * 2)).all() and (change[:, 0] <= 4 / 3).all()
+    bound = metrics.deviation(3, 0.1, order=2, estimator="biased")
+    assert math.sqrt(change.square().sum().item() * math.log(20) / 2) <= bound
+    assert bound == pytest.approx(math.sqrt(3 * ((4 / 3) ** 2 + 2 * (4 / 6) ** 2) * math.log(20) / 2))
+
+
+def test_deviation_by_hand():
+    assert metrics.deviation(100, 0.05) == pytest.approx(math.sqrt(16 * math.log(40) / 100))
+    assert metrics.deviation(101, 0.05) == metrics.deviation(100, 0.05)  # 50 independent pairs
+    assert metrics.deviation(102, 0.05) < metrics.deviation(100, 0.05)
+    biased = metrics.deviation(101, 0.05, order=8, estimator="biased")
+    assert biased == pytest.approx(math.sqrt(9 * math.log(40) / 101))
+
+
+@pytest.mark.parametrize("delta", [0.5, 0.05, 1e-9])
+@pytest.mark.parametrize(("estimator", "order", "step"), [("unbiased", None, 2), ("biased", 1, 1), ("biased", 4, 1)])
+def test_sample_size_is_the_inverse_of_deviation(estimator, order, step, delta):
+    options = {"delta": delta, "order": order, "estimator": estimator}
+    for draws in range(step, 400, step):
+        assert metrics.sample_size(metrics.deviation(draws, **options), **options) == draws
+    for epsilon in (0.013, 0.1, 0.7, 2, 40.0):
+        draws = metrics.sample_size(epsilon, **options)
+        assert isinstance(draws, int) and metrics.deviation(draws, **options) <= epsilon
+        assert draws == step or metrics.deviation(draws - 1, **options) > epsilon
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("delta", [0.5, 0.9])
+def test_deviations_are_rarer_than_promised(estimator, delta):
+    """Draws that are sure, half of them at odds over the pose; E is the known mean, the excess included."""
+    repeats, order = 2000, 2
+    draws = metrics.sample_size(0.8, delta, order, estimator)
+    generator = torch.Generator().manual_seed(3)
+    bits = torch.randint(2, (repeats, draws, order), generator=generator)
+    values = exact([metrics.equivariance_defect(one_hot_outputs(b), estimator=estimator).value for b in bits])
+    truth = 0.5 / draws if estimator == "biased" else 0.0  # mean over g of 2 Var(difference of two bits) / T
+    assert_mean(values, truth)
+    far = (values - truth).abs()
+    assert (far > 0.8).double().mean() < delta
+    assert (far > 0.05).any()
+
+
+# Predictions along the orbit
 
 
 def test_same_prediction_by_hand():
@@ -401,6 +664,12 @@ def test_labels_may_move():
 
 DRAWS, PROBS, LABELS = random_draws(3, 4, 2, 5), random_probs(4, 6, 3), torch.arange(6) % 3
 NAN = torch.full((3, 4, 2, 5), torch.nan)
+SWEEP = partial(metrics.defect_sweep, sizes=(2, 3), repeats=3)
+
+
+def DRAW(draws, independent):
+    return DRAWS[:draws]
+
 
 BAD = {
     "draws ndim": (DataError, r"shape \(T, \|G\|, N", lambda: metrics.equivariance_defect(DRAWS[0, 0])),
@@ -460,7 +729,33 @@ BAD = {
         lambda: metrics.conformal_set_size(random_probs(6, 4), LABELS, PROBS, LABELS),
     ),
     "bins": (OptionError, "bins", lambda: metrics.calibration_error(PROBS, LABELS, bins=0)),
-}
+    **{
+        f"sizes {sizes}": (OptionError, match, lambda sizes=sizes: metrics.defect_sweep(DRAW, sizes))
+        for sizes, match in {(): "increasing", (1,): "at least 2", (4, 2): "increasing", (2, 2): "increasing",
+                             (0, 2): "every size", (2.0,): "every size"}.items()
+    },
+    "repeats": (OptionError, "at least 3; got 2", lambda: metrics.defect_sweep(DRAW, repeats=2)),
+    "sweep chunk": (OptionError, "chunk_size", lambda: metrics.defect_sweep(DRAW, chunk_size=0)),
+    "reference": (OptionError, "finite reference", lambda: metrics.defect_sweep(DRAW, reference=math.nan)),
+    "reference error": (OptionError, "finite error", lambda: metrics.defect_sweep(DRAW, reference=Estimate(1.0, -1.0))),
+    "other draws": (DataError, r"draw\(2, True\) to return 2 draws; got 3", lambda: SWEEP(lambda t, i: DRAWS)),
+    "NaN in a sweep": (DataError, "finite outputs", lambda: SWEEP(lambda t, i: NAN[:t])),
+    "draw ndim": (DataError, r"\(T, \|G\|, N", lambda: SWEEP(lambda t, i: DRAWS[:t, 0, 0])),
+    "sweep action": (SymmetryError, "4 elements; got 5", lambda: SWEEP(DRAW, action=Shift(5))),
+    **{
+        f"epsilon {epsilon}": (OptionError, "epsilon", lambda epsilon=epsilon: metrics.sample_size(epsilon, 0.1))
+        for epsilon in (0, -0.1, math.nan, math.inf, 1e-200, "0.1", True)
+    },
+    **{
+        f"delta {delta}": (OptionError, r"delta.*in \(0, 1\); got", lambda delta=delta: metrics.sample_size(0.1, delta))
+        for delta in (0.0, 1.0, 1, -0.1, math.nan, "0.1")
+    },
+    "no order": (OptionError, r"order=len\(group\)", lambda: metrics.sample_size(0.1, 0.1, estimator="biased")),
+    "order": (OptionError, "order", lambda: metrics.sample_size(0.1, 0.1, 0)),
+    "bound's estimator": (OptionError, "'biased'", lambda: metrics.deviation(10, 0.1, estimator="mean")),
+    "no draws": (OptionError, "draws", lambda: metrics.deviation(0, 0.1, 4, "biased")),
+    "one draw, unbiased": (OptionError, "at least 2 draws", lambda: metrics.deviation(1, 0.1)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "match", "call"), BAD.values(), ids=BAD.keys())

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from pyro_equivariance import plots
+from pyro_equivariance import metrics, plots
 from pyro_equivariance.errors import DataError
 
 METHODS = ("baseline", "baseline-noaug", "geometric", "arithmetic", "projection", "always", "expansion",
@@ -59,6 +59,15 @@ def kernel_case(count, names=True):
     return before, before + before.flip(-1), [f"channel {k}" for k in range(count)] if names else None
 
 
+def swept(sizes=(1, 2, 4, 8, 16, 32, 64), defect=0.0, noise=1.0, seed=0):
+    """A sweep of Normal outputs, by default of one law at every pose."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = defect * torch.arange(4.0)[:, None, None]
+    return metrics.defect_sweep(
+        lambda draws, independent: mean + noise * torch.randn(draws, 4, 2, 3, generator=generator), sizes, repeats=8
+    )
+
+
 FIGURES = {
     **{f"accuracy, {m} methods, {s} seeds": lambda m=m, s=s: plots.accuracy(runs(m, s)).get_figure()
        for m, s in [(1, 1), (3, 3), (9, 5)]},
@@ -72,6 +81,17 @@ FIGURES = {
     **{f"kernels, {k}": lambda k=k: plots.kernels(*kernel_case(k)) for k in (1, 3, 8, 9, 20)},
     "kernels without names": lambda: plots.kernels(*kernel_case(16, names=False)),
     **{f"orbit, {g} elements": lambda g=g: plots.orbit(*orbit_case(g), label=3) for g in (1, 2, 4, 8, 12)},
+    "sweep, no defect": lambda: plots.defect_sweep(swept()),
+    "sweep, large defect": lambda: plots.defect_sweep(swept(defect=3.0)),
+    "sweep, tiny numbers": lambda: plots.defect_sweep(swept(defect=1e-5, noise=1e-4)),
+    "sweep, two sizes": lambda: plots.defect_sweep(swept((2, 3))),
+    "sweep, one size": lambda: plots.defect_sweep(swept((5,))),
+    "sweep, many sizes": lambda: plots.defect_sweep(swept(range(10, 101, 5))),
+    "sweep, far apart": lambda: plots.defect_sweep(swept((1, 2, 3, 1000))),
+    "sweep, all zero": lambda: plots.defect_sweep(swept((1, 2, 4), noise=0.0)),
+    "sample size": lambda: plots.sample_size().get_figure(),
+    "sample size, both estimators": lambda: plots.sample_size(order=4).get_figure(),
+    "sample size, one epsilon": lambda: plots.sample_size([0.1], [0.2]).get_figure(),
     "orbit, many classes": lambda: plots.orbit(*orbit_case(4, classes=100)),
     "orbit, two classes in colour": lambda: plots.orbit(*orbit_case(8, classes=2, channels=3)),
 }  # fmt: skip
@@ -303,6 +323,74 @@ def test_a_steep_positive_loss_is_on_a_logarithmic_axis(values, scale):
     assert [t.get_text() for t in figure.axes[1].texts] == ["not evaluated"]
 
 
+# Sweeps over the number of draws
+
+
+def drawn_bars(ax, name):
+    """``(T, value, low, high)`` of the points of one estimator."""
+    (container,) = [c for c in ax.containers if c.get_label() == name]
+    point, _, (bars,) = container.lines
+    ends = [segment[:, 1] if len(segment) else (np.nan, np.nan) for segment in bars.get_segments()]
+    return np.column_stack([point.get_xdata(), point.get_ydata(), ends])
+
+
+@pytest.mark.parametrize("defect", [0.0, 3.0])
+def test_sweep_shows_means_and_spreads_with_their_errors(defect):
+    sweep = swept(defect=defect)
+    left, right = plots.defect_sweep(sweep).axes
+    sizes = np.array(sweep.sizes)
+    for name, series, shift in (("biased", sweep.biased, 64**-0.01), ("unbiased", sweep.unbiased, 64**0.01)):
+        for ax, x, y, e in (
+            (left, sizes * shift, series.mean, series.se),
+            (right, sizes, series.spread, series.spread_se),
+        ):
+            expected = np.column_stack([x, y, y - e, y + e])
+            shown = drawn_bars(ax, name)
+            known = np.isfinite(expected).all(1)
+            np.testing.assert_allclose(shown[known], expected[known], rtol=1e-9)
+            assert known.sum() == (7 if name == "biased" else 6)
+
+
+def test_sweep_draws_the_laws_through_the_first_points():
+    sweep = swept((1, 2, 4, 8), defect=3.0)
+    left, right = plots.defect_sweep(sweep).axes
+    lines = {line.get_label(): line.get_xydata() for ax in (left, right) for line in ax.get_lines()}
+    size, mean = lines["reference + c/T"].T
+    np.testing.assert_allclose(mean - sweep.reference.value, float(sweep.excess[0]) / size)
+    assert size[0] == 1 and size[-1] == pytest.approx(8)
+    for name, slope in (("slope −1/2", -0.5), ("slope −1", -1)):
+        np.testing.assert_allclose(
+            lines[name], [(t, float(sweep.unbiased.spread[1]) * (t / 2) ** slope) for t in (2, 4, 8)]
+        )
+
+
+@pytest.mark.parametrize(("defect", "scale"), [(0.0, "symlog"), (3.0, "log")])
+def test_sweep_axes(defect, scale):
+    left, right = plots.defect_sweep(swept(defect=defect)).axes
+    assert (left.get_yscale(), right.get_yscale()) == (scale, "log")
+    for ax in (left, right):
+        assert ax.get_xscale() == "log" and ax.get_xlabel() == "posterior draws T"
+        assert ax.get_xticks().tolist() == [1, 2, 4, 8, 16, 32, 64]
+    low, high = left.get_ylim()
+    for name in ("biased", "unbiased"):
+        bars = drawn_bars(left, name)[1:, 2:]
+        assert low < bars.min() and bars.max() < high
+
+
+@pytest.mark.parametrize("order", [None, 4])
+def test_sample_size_shows_its_function(order):
+    ax = plots.sample_size([0.05, 0.5], deltas=(0.1, 0.01), order=order)
+    estimators = ["unbiased"] if order is None else ["unbiased", "biased"]
+    expected = {
+        f"{name}, δ = {delta}": [(e, metrics.sample_size(e, delta, order, name)) for e in (0.05, 0.5)]
+        for delta in (0.1, 0.01) for name in estimators
+    }  # fmt: skip
+    assert {line.get_label(): [tuple(xy) for xy in line.get_xydata()] for line in ax.get_lines()} == expected
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    given = Figure().subplots()
+    assert plots.sample_size(ax=given) is given
+
+
 # Errors and files
 
 
@@ -310,6 +398,8 @@ BAD = {
     "no runs, accuracy": (lambda: plots.accuracy([]), "at least one run"),
     "no runs, defect": (lambda: plots.defect([]), "at least one run"),
     "no histories": (lambda: plots.training({"a": []}), "at least one training history"),
+    "no epsilons": (lambda: plots.sample_size([]), "at least one epsilon and one delta; got 0 and 3"),
+    "no deltas": (lambda: plots.sample_size(deltas=[]), "at least one epsilon"),
     "kernels that differ": (lambda: plots.kernels(torch.zeros(2, 3, 3), torch.zeros(3, 3, 3)), "as many before"),
     "no kernels": (lambda: plots.kernels(torch.zeros(0, 3, 3), torch.zeros(0, 3, 3)), "as many before"),
     "kernel names": (lambda: plots.kernels(*kernel_case(3)[:2], names=["a"]), "a name for each kernel, 3; got 1"),
