@@ -357,7 +357,7 @@ NOT_EXCHANGEABLE = {
     "unequal priors": (lambda x: mixture(x, means=[0.0, 0.0, 0.5]), "k", "the prior of 'loc'"),
     "unequal concentration": (lambda x: mixture(x, alpha=[2.0, 2.0, 2.5]), "k", "the prior of 'w'"),
     "fixed anchor": (anchored, "k", "the observation 'x'"),
-    "asymmetric coupling": (potts, "k", "the observation 'coupling'"),
+    "asymmetric coupling": (potts, "k", "the factor 'coupling'"),
     "data": (local_latents, "n", "the observation 'x'"),
     "observed assignment": (observed_assignment, "k", "the observation '[xz]'"),
 }

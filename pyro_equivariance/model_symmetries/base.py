@@ -9,6 +9,7 @@ from functools import cached_property
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.infer import config_enumerate
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.poutine.subsample_messenger import _Subsample
@@ -51,6 +52,12 @@ class ModelDensity:
         """The latent sites of one run of the model, as entries of its trace."""
         nodes = self.run(self.model).nodes
         return {name: site for name, site in nodes.items() if _is_latent(site)}
+
+    @cached_property
+    def factors(self) -> frozenset[str]:
+        """The names of the ``pyro.factor`` terms."""
+        nodes = self.run(self.model).nodes.items()
+        return frozenset(n for n, site in nodes if site["type"] == "sample" and isinstance(site["fn"], Unit))
 
     @cached_property
     def plates(self) -> dict[str, tuple[int, bool]]:

@@ -15,6 +15,7 @@ from .things import Things, lexicographic_places
 
 METHODS = ("order", "match")
 MAX_LISTED, FEW = 50_000, 120
+STACKED = "method_name"  # the axis of several methods in one set of ArviZ data
 ROUNDS = 20
 
 
@@ -208,7 +209,7 @@ def _ordered(orbits: _Orbits, key: str) -> Tensor:
     signs = {name: 1 if orbits.moving[name].is_permutation else -1 for name in names}
 
     def rows(g: int) -> Tensor:
-        return torch.cat([signs[name] * orbits.act(name, g, orbits.draws[name]).flatten(1) for name in names], 1)
+        return torch.cat([signs[name] * _rows(orbits.act(name, g, orbits.draws[name])) for name in names], 1)
 
     best, chosen = rows(0), torch.zeros(len(values), dtype=torch.long)
     for g in range(1, len(orbits.group)):
@@ -234,9 +235,14 @@ def _sorted(things: Things, rep: Representation, values: Tensor) -> Tensor:
     return things.elements(lexicographic_places(-rows * signs[..., None]), signs)
 
 
+def _rows(values: Tensor) -> Tensor:
+    """``(draws, entries)``."""
+    return values.reshape(len(values), -1)
+
+
 def _precedes(a: Tensor, b: Tensor) -> Tensor:
     """Whether ``a`` comes before ``b`` in lexicographic order, row by row."""
-    difference = (a - b).flatten(1)
+    difference = a - b
     first = (difference != 0).long().argmax(1, keepdim=True)
     return difference.gather(1, first)[:, 0] < 0
 
@@ -277,7 +283,7 @@ def _nearest(orbits: _Orbits, target: Mapping[str, Tensor], weights: Mapping[str
     best, chosen = torch.full((count,), torch.inf, dtype=torch.double), torch.zeros(count, dtype=torch.long)
     for g in range(len(group)):
         distance = sum(
-            ((orbits.act(name, g, values) - target[name]).square() * weights[name]).flatten(1).sum(1)
+            _rows((orbits.act(name, g, values) - target[name]).square() * weights[name]).sum(1)
             for name, values in orbits.draws.items()
         )
         better = distance < best
@@ -336,11 +342,12 @@ def _opened_dataset(dataset: Any) -> tuple[dict[str, Tensor], int, Callable]:
     if not {"chain", "draw"} <= set(dataset.dims):
         raise SymmetryError(f"Expected a dataset with the dimensions chain and draw; it has {tuple(dataset.dims)}.")
     drawn = dataset[[name for name, values in dataset.items() if {"chain", "draw"} <= set(values.dims)]]
-    ordered = drawn.transpose("chain", "draw", ...)
+    batch = [dim for dim in (STACKED, "chain", "draw") if dim in dataset.dims]
+    ordered = drawn.transpose(*batch, ...)
     values = {str(name): torch.from_numpy(array.values.copy()) for name, array in ordered.items()}
 
     def put(moved: dict[str, Tensor]) -> Any:
         arrays = {name: array.copy(data=moved[str(name)].numpy()) for name, array in ordered.items()}
         return dataset.assign({name: array.transpose(*dataset[name].dims) for name, array in arrays.items()})
 
-    return values, 2, put
+    return values, len(batch), put

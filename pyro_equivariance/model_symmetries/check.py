@@ -158,7 +158,8 @@ def _message(density: ModelDensity, symmetry: Symmetry, g, change: float, broken
     if name in density.latents:
         why = f"most of it the prior of {name!r} ({broken[name]:+.2g}), which tells apart what is moved"
     else:
-        why = f"most of it the observation {name!r} ({broken[name]:+.2g}), which uses what is moved in another way"
+        kind = "factor" if name in density.factors else "observation"
+        why = f"most of it the {kind} {name!r} ({broken[name]:+.2g}), which uses what is moved in another way"
     return (
         f"Expected the model's log density to keep its value under {group}; {size}, {why}. Give what is exchanged "
         f"the same priors and the same use, or leave it out of the symmetry."

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from ..errors import OptionError, SymmetryError, check_option
 from ..groups import Group, SignedPermutationGroup, SignGroup, SymmetricGroup, YoungSubgroup
-from ..representations import Representation, Trivial, labels, permutation, signed_permutation, trivial, vector
+from ..representations import (
+    Representation,
+    Reshaped,
+    Trivial,
+    labels,
+    permutation,
+    signed_permutation,
+    trivial,
+    vector,
+)
 from ..spaces import space_of
 from ..symmetry import Symmetry
 from .base import ModelDensity
@@ -394,7 +403,8 @@ def _bits(count: int) -> Tensor:
 def _flip(group: Group, signs: Tensor, shape: torch.Size) -> Representation:
     """All entries of a tensor times the sign of the element."""
     n = shape.numel()
-    return signed_permutation(group, torch.arange(n).expand(len(group), n), signs[:, None].expand(-1, n)).reshape(shape)
+    rep = signed_permutation(group, torch.arange(n).expand(len(group), n), signs[:, None].expand(-1, n))
+    return Reshaped(rep, shape, label="signs")
 
 
 def _factor_counts(density: ModelDensity, names: list[str], group: str | Group) -> list[int]:
