@@ -8,7 +8,20 @@ import time
 import pyro
 import torch
 
-from . import average, conventions, defect, guides, import_time, invariance, layers, step, vector
+from . import (
+    average,
+    conventions,
+    defect,
+    factors,
+    guides,
+    import_time,
+    invariance,
+    lattice,
+    layers,
+    mixtures,
+    step,
+    vector,
+)
 
 SECTIONS = {
     "invariance": invariance.run,
@@ -18,6 +31,9 @@ SECTIONS = {
     "vector": vector.run,
     "guides": guides.run,
     "average": average.run,
+    "mixtures": mixtures.run,
+    "factors": factors.run,
+    "lattice": lattice.run,
     "step": step.run,
     "import_time": import_time.run,
 }

@@ -92,7 +92,13 @@ def site_space(name: str, support, rep: Representation, shape: torch.Size) -> Sp
     core = support
     while isinstance(core, constraints.independent):
         core = core.base_constraint
-    transform = unconstraining(support)
+    try:
+        transform = unconstraining(support)
+    except NotImplementedError as error:
+        raise SymmetryError(
+            f"Expected a latent site whose support has unconstrained coordinates; that of {name!r}, {support}, has "
+            f"none. If it is the observation, pass it to the model."
+        ) from error
     if core is constraints.real or core is constraints.real_vector or rep.space == "unconstrained":
         return Space(transform, rep)
     if core is constraints.simplex:

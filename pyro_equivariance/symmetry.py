@@ -270,7 +270,8 @@ def _composed(left: Representation, right: Representation, name: str) -> Represe
 
 
 def needed(symmetry: Symmetry | None) -> Symmetry:
-    """The symmetry itself, once it was seen to be one."""
+    """The symmetry itself, once it was seen to be one; what holds one, such as a found symmetry, stands for it."""
+    symmetry = getattr(symmetry, "symmetry", symmetry)
     if not isinstance(symmetry, Symmetry):
         raise SymmetryError(f"Expected symmetry= to be a pe.Symmetry; got {symmetry!r}.")
     return symmetry

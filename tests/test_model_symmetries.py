@@ -487,7 +487,7 @@ class TestSignFlips:
         if sign == 2:
             assert pe.sign_flips(model, "a").group == pe.SignGroup()
         else:
-            with pytest.raises(SymmetryError, match="the observation 'coupling'"):
+            with pytest.raises(SymmetryError, match="the factor 'coupling'"):
                 pe.sign_flips(model, "a")
 
     @pytest.mark.parametrize("sites", [[], 3, [3], [[]]], ids=str)
@@ -635,8 +635,8 @@ def constant_change(kind, c):
 S2 = pe.SymmetricGroup(2)
 CONSTANT = {
     "prior": (pe.Symmetry(S2, {"z": pe.labels(S2)}), "the prior of 'z'"),
-    "likelihood": (pe.Symmetry(S2, {"x": pe.permutation(S2)}), "the observation 'bias'"),
-    "unconstrained": (pe.Symmetry(pe.SignGroup(), {"s": flipped_log()}), "the observation 'bias'"),
+    "likelihood": (pe.Symmetry(S2, {"x": pe.permutation(S2)}), "the factor 'bias'"),
+    "unconstrained": (pe.Symmetry(pe.SignGroup(), {"s": flipped_log()}), "the factor 'bias'"),
     "summed out": (pe.Symmetry(S2, {"x": pe.permutation(S2)}), "'bias'"),
 }
 
@@ -770,7 +770,7 @@ class TestCheckSymmetry:
         S3 = pe.SymmetricGroup(3)
         symmetry = pe.Symmetry(S3, {"z": pe.permutation(S3)})
         assert pe.check_symmetry(constrained, symmetry, False) < ROUNDING
-        with pytest.raises(SymmetryError, match="changes it by inf nats, most of it the observation 'allowed'"):
+        with pytest.raises(SymmetryError, match="changes it by inf nats, most of it the factor 'allowed'"):
             pe.check_symmetry(constrained, symmetry, True)
 
     def test_a_density_of_zero(self):
@@ -786,7 +786,7 @@ class TestCheckSymmetry:
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.factor("root", torch.where(z[0] > z[1], 0.0, torch.nan))
 
-        with pyro.validation_enabled(False), pytest.raises(SymmetryError, match="the observation 'root'"):
+        with pyro.validation_enabled(False), pytest.raises(SymmetryError, match="the factor 'root'"):
             pe.check_symmetry(model, pe.Symmetry(S2, {"z": pe.permutation(S2)}))
 
     def test_a_count_cannot_be_summed_out(self):
@@ -824,7 +824,7 @@ class TestCheckSymmetry:
         assert pe.check_symmetry(field, FIELD) < ROUNDING
         assert_keeps_log_joint(field, (), FIELD)
         for kind in ("anisotropic", "uneven"):
-            with pytest.raises(SymmetryError, match="the observation 'bonds'"):
+            with pytest.raises(SymmetryError, match="the factor 'bonds'"):
                 pe.check_symmetry(field, FIELD, kind)
         rectangle = pe.lattice(pe.DihedralGroup(2), (4, 4))
         assert pe.check_symmetry(field, pe.Symmetry(rectangle.group, {"phi": rectangle}), "anisotropic") < ROUNDING
@@ -834,7 +834,7 @@ class TestCheckSymmetry:
         assert both.group.order == 256
         assert pe.check_symmetry(field, both) < ROUNDING
         assert_keeps_log_joint(field, (), both)
-        with pytest.raises(SymmetryError, match="the observation 'well'"):
+        with pytest.raises(SymmetryError, match="the factor 'well'"):
             pe.check_symmetry(field, both, power=3)
 
 
@@ -1323,3 +1323,98 @@ class TestCanonicalizeRefuses:
             pe.canonicalize(xr.Dataset({"w": (("chain", "k"), np.zeros((2, 3)))}), symmetry)
         with pytest.raises(SymmetryError, match="to be a pe.Symmetry"):
             pe.canonicalize(values, None)
+
+
+class TestHardCases:
+    """What is easily missed, taken for what it is not, or said in a way that does not help."""
+
+    def test_one_datum_among_a_million_in_single_precision(self):
+        x = torch.randn(1_000_000, dtype=torch.float32)
+
+        def model(x):
+            with pyro.plate("k", 2):
+                mu = pyro.sample("mu", dist.Normal(torch.zeros(2, dtype=torch.float32), 1.0))
+            means = torch.cat([mu[:1], mu.sum().expand(len(x) - 1)])
+            with pyro.plate("n", len(x)):
+                pyro.sample("x", dist.Normal(means, 1.0), obs=x)
+
+        with pytest.raises(SymmetryError, match="the observation 'x'.*double precision"):
+            pe.exchangeable(model, "k", x)
+
+    def test_an_ordering_constraint(self):
+        def model():
+            with pyro.plate("k", 2):
+                mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            pyro.factor("order", torch.where(mu[0] < mu[1], 0.0, -math.inf))
+
+        for find in (lambda: pe.exchangeable(model, "k"), lambda: pe.sign_flips(model, "mu")):
+            with pytest.raises(SymmetryError, match="changes it by inf nats, most of it the factor 'order'"):
+                find()
+
+    def test_axes_of_the_same_length_that_do_not_belong(self):
+        def model():
+            with pyro.plate("k", 2):
+                mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            for i in range(9):
+                pyro.sample(f"b{i}", dist.Normal(torch.tensor([0.0, 1.0 + i]), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(mu.sum(), 1.0), obs=torch.tensor(1.0))
+
+        symmetry = pe.exchangeable(model, "k")
+        assert [
+            name for name, rep in symmetry.sites.items() if not isinstance(rep, type(pe.trivial(rep.group, ())))
+        ] == ["mu"]
+
+    def test_an_observation_that_was_not_passed(self):
+        def model(x=None):
+            with pyro.plate("k", 2):
+                mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(mu, 1.0)), obs=x)
+
+        with pytest.raises(SymmetryError, match="'x'.*pass it to the model"):
+            pe.exchangeable(model, "k")
+
+    def test_sites_that_come_and_go(self):
+        def model():
+            with pyro.plate("k", 2):
+                mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            if mu[0] > mu[1]:
+                pyro.sample("extra", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+
+        with pytest.raises(SymmetryError, match="'extra' comes and goes"):
+            pe.exchangeable(model, "k")
+
+    @pytest.mark.parametrize("find", [pe.find_symmetries, lambda m: pe.exchangeable(m, "k"), pe.hidden_permutations])
+    def test_no_model(self, find):
+        with pytest.raises(SymmetryError, match="got None"):
+            find(None)
+
+    @pytest.mark.parametrize(
+        "group", [pe.SymmetricGroup(6), pe.YoungSubgroup(25), pe.SignedPermutationGroup(4)], ids=repr
+    )
+    def test_one_number_for_each_member_is_put_in_order(self, group):
+        signed = isinstance(group, pe.SignedPermutationGroup)
+        rep = pe.vector(group) if signed else pe.permutation(group)
+        draws = torch.randn(10, group.n)
+        found = pe.canonicalize({"loc": draws}, pe.Symmetry(group, {"loc": rep}), "order")["loc"]
+        expected = draws.abs().sort(descending=True).values if signed else draws.sort().values
+        assert torch.equal(found, expected)
+
+    @pytest.mark.parametrize(
+        ("spoil", "said"),
+        [(lambda d: d[:0], "got none"), (lambda d: d.index_fill(0, torch.tensor(3), math.nan), "not finite")],
+    )
+    def test_draws_that_cannot_be_used(self, spoil, said):
+        symmetry = pe.Symmetry(pe.SymmetricGroup(3), {"mu": pe.permutation(pe.SymmetricGroup(3))})
+        with pytest.raises(SymmetryError, match=said):
+            pe.canonicalize({"mu": spoil(torch.randn(10, 3))}, symmetry)
+
+    def test_arrays_and_found_symmetries(self):
+        def model():
+            with pyro.plate("k", 3):
+                pyro.sample("mu", dist.Normal(0.0, 1.0))
+
+        found, draws = pe.find_symmetries(model)[0], torch.randn(10, 3)
+        ordered = pe.canonicalize({"mu": draws.numpy()}, found, "order")["mu"]
+        assert torch.equal(ordered, draws.sort().values)
+        assert pe.check_symmetry(model, found) < 1e-12
+        assert torch.equal(pe.relabel({"mu": draws}, model, "k", method="order", key="mu")["mu"], ordered)

@@ -32,6 +32,8 @@ class LatticeGroup(Group):
     """
 
     def __init__(self, point: Group | None, shape):
+        if not isinstance(shape, (int, tuple, list)):
+            raise SymmetryError(f"Expected the shape of a lattice, one to three axis lengths; got {shape!r}.")
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
         self.shape = tuple(positive_int(n, "each axis of LatticeGroup") for n in sizes)
         if len(self.shape) not in (1, 2, 3):

@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
@@ -16,6 +14,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from ..errors import SymmetryError
+from ..guides.base import own_randomness
 from ..prediction import evaluating
 
 ATTEMPTS = 20
@@ -23,13 +22,13 @@ ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class Terms:
-    """What each site adds to the log density, the sizes of the numbers summed there times their precision, and the sum.
+    """What each site adds to the log density, its terms in double precision, and the precision they were computed in.
 
-    Where discrete sites are summed out the sum is that of the marginal density, and a site's is a summary of it.
+    Where discrete sites are summed out, ``total`` is the marginal log density, and a site's terms are a summary.
     """
 
-    sites: dict[str, float]
-    rounding: dict[str, float]
+    sites: dict[str, Tensor]
+    precision: dict[str, float]
     total: float
 
 
@@ -45,6 +44,8 @@ class ModelDensity:
     """
 
     def __init__(self, model: Callable, args: tuple, kwargs: Mapping):
+        if not callable(model):
+            raise SymmetryError(f"Expected a Pyro model, a callable; got {model!r}.")
         self.model, self.args, self.kwargs = model, args, dict(kwargs)
 
     @cached_property
@@ -114,14 +115,15 @@ class ModelDensity:
             model = poutine.enum(config_enumerate(model, "parallel"), first_available_dim=-1 - depth)
         trace = self.run(model, args)
         trace.compute_log_prob()
-        sites, rounding = {}, {}
+        sites, precision = {}, {}
         for name, site in trace.nodes.items():
             if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
                 term = site["log_prob"].detach()
-                rounding[name] = torch.finfo(term.dtype).eps * float(term.double().abs().sum())
-                sites[name] = float(_joined(term.double(), depth).sum() if summed_out else term.double().sum())
-        total = TraceEinsumEvaluator(trace, True, depth).log_prob(trace) if summed_out else sum(sites.values())
-        return Terms(sites, rounding, float(total))
+                precision[name] = torch.finfo(term.dtype).eps
+                sites[name] = _joined(term.double(), depth) if summed_out else term.double()
+        marginal = TraceEinsumEvaluator(trace, True, depth).log_prob(trace) if summed_out else None
+        total = sum(float(term.sum()) for term in sites.values()) if marginal is None else float(marginal)
+        return Terms(sites, precision, total)
 
     @cached_property
     def _plate_depth(self) -> int:
@@ -141,17 +143,6 @@ class ModelDensity:
         """The trace of a model on these arguments, by default its own."""
         with own_randomness(seed), evaluating(self.model), torch.no_grad():
             return poutine.trace(model).get_trace(*(self.args if args is None else args), **self.kwargs)
-
-
-@contextmanager
-def own_randomness(seed: int):
-    """Random numbers of a seed of their own; afterwards those before go on."""
-    state = pyro.util.get_rng_state()
-    pyro.set_rng_seed(seed)
-    try:
-        yield
-    finally:
-        pyro.util.set_rng_state(state)
 
 
 def _is_latent(site: dict) -> bool:

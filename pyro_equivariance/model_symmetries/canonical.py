@@ -88,14 +88,23 @@ def canonical_elements(
     return _chosen(_Orbits(values, needed(symmetry), axes), method, key, reference)
 
 
-def relabel(samples: Any, model: Callable, plate: str, *args, method: str = "match", **kwargs) -> Any:
+def relabel(
+    samples: Any,
+    model: Callable,
+    plate: str,
+    *args,
+    method: str = "match",
+    key: str | None = None,
+    reference: Mapping[str, Tensor] | None = None,
+    **kwargs,
+) -> Any:
     """The members of a plate numbered alike in all draws: :func:`canonicalize` by :func:`exchangeable`.
 
     :param samples: as for :func:`canonicalize`.
     :param model: the model they come from.
     :param str plate: the plate whose members were exchanged.
     :param args: the model's arguments, observations included; ``kwargs`` likewise.
-    :param str method: ``"match"`` or ``"order"``.
+    :param str method: with ``key`` and ``reference`` as for :func:`canonicalize`.
 
     >>> import torch, pyro, pyro.distributions as dist, pyro_equivariance as pe
     >>> def model(x):
@@ -105,7 +114,7 @@ def relabel(samples: Any, model: Callable, plate: str, *args, method: str = "mat
     >>> pe.relabel({"loc": torch.tensor([[0.0, 5.0], [5.1, 0.1]])}, model, "components", torch.tensor(5.0))["loc"][:, 0]
     tensor([0.0000, 0.1000])
     """
-    return canonicalize(samples, exchangeable(model, plate, *args, **kwargs), method)
+    return canonicalize(samples, exchangeable(model, plate, *args, **kwargs), method, key, reference)
 
 
 class _Orbits:
@@ -127,6 +136,10 @@ class _Orbits:
         self.batch = _batch([(values[name].shape, len(rep.event_shape)) for name, rep in self.reps.items()], axes)
         self.moving = moving
         self.draws = {name: self._as_rows(values[name]) for name in moving}
+        for name, rows in self.draws.items():
+            if not rows.numel() or not bool(rows.isfinite().all()):
+                bad = f"{int((~rows.isfinite()).sum())} values that are not finite" if rows.numel() else "none"
+                raise SymmetryError(f"Expected finite draws of {name!r}, one at least; got {bad}. Leave these out.")
 
     def _as_rows(self, value: Tensor) -> Tensor:
         return value.detach().double().reshape(-1, *value.shape[len(self.batch) :])
@@ -228,7 +241,7 @@ def _sorted(things: Things, rep: Representation, values: Tensor) -> Tensor:
             f"{things.group}. Use method='match'."
         )
     ((_, axis, signed),) = axes
-    rows = values.movedim(axis, 1).flatten(2)
+    rows = values.movedim(axis, 1).reshape(len(values), values.shape[axis], -1)
     if not signed:
         return things.elements(lexicographic_places(rows), torch.ones(rows.shape[:2], dtype=torch.long))
     signs = torch.where(rows[..., 0] < 0, -1, 1)
@@ -319,7 +332,7 @@ def _opened(samples: Any) -> tuple[dict[str, Tensor], int | None, Callable]:
         if hasattr(samples, "data_vars"):
             return _opened_dataset(samples)
         if isinstance(samples, Mapping):
-            return dict(samples), None, dict
+            return {name: torch.as_tensor(value) for name, value in samples.items()}, None, dict
         raise SymmetryError(
             f"Expected draws as a dict of tensors, an MCMC object, ArviZ data with a posterior or an xarray dataset; "
             f"got {type(samples).__name__}."
@@ -339,10 +352,12 @@ def _opened(samples: Any) -> tuple[dict[str, Tensor], int | None, Callable]:
 
 
 def _opened_dataset(dataset: Any) -> tuple[dict[str, Tensor], int, Callable]:
-    if not {"chain", "draw"} <= set(dataset.dims):
-        raise SymmetryError(f"Expected a dataset with the dimensions chain and draw; it has {tuple(dataset.dims)}.")
-    drawn = dataset[[name for name, values in dataset.items() if {"chain", "draw"} <= set(values.dims)]]
-    batch = [dim for dim in (STACKED, "chain", "draw") if dim in dataset.dims]
+    batch = [dim for dim in (STACKED, "chain", "draw", "sample") if dim in dataset.dims]
+    if "sample" not in batch and not {"chain", "draw"} <= set(batch):
+        raise SymmetryError(
+            f"Expected a dataset with the dimensions chain and draw, or sample; it has {tuple(dataset.dims)}."
+        )
+    drawn = dataset[[name for name, values in dataset.items() if set(batch) <= set(values.dims)]]
     ordered = drawn.transpose(*batch, ...)
     values = {str(name): torch.from_numpy(array.values.copy()) for name, array in ordered.items()}
 

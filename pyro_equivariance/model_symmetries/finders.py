@@ -1,6 +1,5 @@
 """Symmetries of a model by their kind: which of its sites move, and how, is worked out and then checked."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -26,9 +25,9 @@ from ..representations import (
 from ..spaces import space_of
 from ..symmetry import Symmetry
 from .base import ModelDensity
-from .check import largest_change
+from .check import Change, largest_change
 
-MAX_CANDIDATES = 256
+MAX_CANDIDATES = 128
 MAX_TOGETHER = 3
 MAX_NUMBERED = 20
 KINDS = ("signed permutations", "signs", "permutations")
@@ -264,15 +263,29 @@ def _first_that_holds(density: ModelDensity, group: Group, options: dict[str, li
     nearest to it.
     """
     fitting = {name: _fitting(name, density.latents[name], choices) for name, choices in options.items()}
-    nearest: tuple[float, str] = (math.inf, "")
-    for choice in islice(_first_choices_first(list(fitting.values())), MAX_CANDIDATES):
-        sites = {name: rep for name, rep in zip(fitting, choice, strict=True) if rep is not None}
-        symmetry = Symmetry(group, sites)
-        change, message = largest_change(density, symmetry)
-        if not message:
+    left = {name: list(choices) for name, choices in fitting.items()}
+    while True:  # where the prior of a site is what breaks, that site may move in another way, or not
+        symmetry, change = _tried_choice(density, group, fitting, [choices[0] for choices in left.values()])
+        if not change.message:
             return symmetry
-        nearest = min(nearest, (change, message))
+        if len(left.get(change.site, ())) < 2:
+            break
+        left[change.site].pop(0)
+    nearest = None
+    for choice in islice(_first_choices_first(list(fitting.values())), MAX_CANDIDATES):
+        symmetry, change = _tried_choice(density, group, fitting, choice)
+        if not change.message:
+            return symmetry
+        rank = (None in choice, change.size)
+        if nearest is None or rank < nearest[0]:
+            nearest = rank, change.message
     raise SymmetryError(nearest[1])
+
+
+def _tried_choice(density: ModelDensity, group: Group, fitting, choice) -> tuple[Symmetry, Change]:
+    sites = {name: rep for name, rep in zip(fitting, choice, strict=True) if rep is not None}
+    symmetry = Symmetry(group, sites)
+    return symmetry, largest_change(density, symmetry, stop=True)
 
 
 def _fitting(name: str, site: dict, choices: list) -> list:
@@ -309,7 +322,7 @@ def _choices(options: list[list], down: int) -> Iterator[tuple]:
 
 def _whole_plate(density: ModelDensity, plate: str) -> int:
     """The size of a plate, once it was seen to be there, and whole."""
-    if plate not in density.plates:
+    if not isinstance(plate, str) or plate not in density.plates:
         listed = ", ".join(map(repr, density.plates)) or "none"
         raise SymmetryError(f"Expected the name of a vectorised plate of the model; got {plate!r}. Plates: {listed}.")
     size, whole = density.plates[plate]

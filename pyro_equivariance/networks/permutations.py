@@ -47,6 +47,8 @@ def hidden_permutations(net: nn.Module, input_shape=None) -> Symmetry:
     >>> sym.check(net) < 1e-12
     True
     """
+    if not isinstance(net, nn.Module):
+        raise OptionError(f"Expected a torch network; got {net!r}.")
     shape = _first_width(net) if input_shape is None else input_shape
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     widths = _hidden_widths(net, shape)
