@@ -7,6 +7,7 @@ from .distributions import OrbitMixture
 from .errors import ClosednessError, DataError, LayerError, OptionError, SymmetryError, WideOrbitWarning
 from .expansion import expand, symmetrize_
 from .families import is_closed, kl, mean, natural, push_forward
+from .families.directional import VonMisesFisher
 from .groups import (
     CyclicGroup,
     DihedralGroup,
@@ -24,6 +25,7 @@ from .groups import (
 from .guides import (
     AutoMeanFieldNormal,
     AutoOrbitMixture,
+    AutoSymmetric,
     AutoSymmetricLowRankMultivariateNormal,
     AutoSymmetricMultivariateNormal,
     AutoSymmetricNormal,
@@ -90,6 +92,7 @@ __all__ = [
     "Assumptions",
     "AutoMeanFieldNormal",
     "AutoOrbitMixture",
+    "AutoSymmetric",
     "AutoSymmetricLowRankMultivariateNormal",
     "AutoSymmetricMultivariateNormal",
     "AutoSymmetricNormal",
@@ -124,6 +127,7 @@ __all__ = [
     "SymmetrizedGuide",
     "Symmetry",
     "SymmetryError",
+    "VonMisesFisher",
     "WideOrbitWarning",
     "YoungSubgroup",
     "angle",

@@ -60,6 +60,7 @@ NAMES = {kind.__name__: kind for kind in VALUES}
 GUIDES: dict[type, tuple[str, ...]] = {
     guides.AutoMeanFieldNormal: (),
     guides.AutoOrbitMixture: ("symmetry", "base", "rank", "max_exact", "samples"),
+    guides.AutoSymmetric: ("symmetry", "families", "rule"),
     guides.AutoSymmetricLowRankMultivariateNormal: ("symmetry", "rule", "rank"),
     guides.AutoSymmetricMultivariateNormal: ("symmetry", "rule"),
     guides.AutoSymmetricNormal: ("symmetry", "rule"),

@@ -3,21 +3,22 @@
 import warnings
 from collections.abc import Mapping
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import Distribution
+from torch import Tensor
 
 from .errors import SymmetryError, WideOrbitWarning, check_option
-from .families import orbit_mean
+from .families import orbit_mean, spread_moments
+from .groups import Group
 from .representations import Representation
-from .spaces import check_transforms
 from .symmetry import Symmetry
 
 WIDE = 3.0
+SUMS_TO_ONE = 1e-5
 RULES = {"geometric": "natural", "arithmetic": "mean", "projection": "standard"}
 
 
-def average(q, rep: Representation | Symmetry, rule: str = "geometric"):
+def average(q, rep: Representation | Symmetry, rule: str = "geometric", measure=None):
     """The invariant member of the family of ``q`` nearest to its orbit ``{ρ(g)_# q}``.
 
     - ``geometric``: mean natural parameters, ``argmin_p mean_g KL(p ‖ ρ(g)_# q)``; for a Normal
@@ -34,8 +35,12 @@ def average(q, rep: Representation | Symmetry, rule: str = "geometric"):
     :param q: a distribution of shape ``(..., *rep.event_shape)``, or a dict of them with a :class:`Symmetry`.
     :param rep: the representation that moves ``q``, or the symmetry of the dict's sites.
     :param str rule: ``"geometric"``, ``"arithmetic"`` or ``"projection"``.
+    :param measure: probabilities of the elements, shape ``(len(group),)``, instead of equal ones: the weighted mean of
+        the coordinates over the orbit. The result is then a *smoothing* of ``q``, not invariant, and none of the laws
+        above holds of it.
     :returns: a distribution of the same family and shape (or a dict of them).
-    :raises ClosednessError: if the action does not keep the family.
+    :raises ClosednessError: if the action does not keep the family, or the family has no coordinates of that kind.
+    :raises SymmetryError: for a measure of another length, negative, or that does not sum to one.
 
     Source: the rules of Dong, Flinth, Gerken (2026), arXiv:2606.26273.
 
@@ -44,19 +49,39 @@ def average(q, rep: Representation | Symmetry, rule: str = "geometric"):
     >>> q = dist.Normal(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 1.0])).to_event(1)
     >>> pe.average(q, swap, rule="arithmetic").base_dist.loc.tolist()
     [2.0, 2.0]
+    >>> pe.average(q, swap, measure=[0.75, 0.25]).base_dist.loc.tolist()  # smoothed: swapping would change it
+    [1.0, 3.0]
     """
     check_option("rule", rule, RULES)
     if isinstance(q, Mapping):
         if not isinstance(rep, Symmetry):
             raise SymmetryError(f"Expected a pe.Symmetry for a dict of distributions; got {rep!r}.")
-        averaged = {site: average_site(site, part, rep, rule) for site, part in q.items()}
+        measure = _probabilities(measure, rep.group)
+        averaged = {site: average_site(site, part, rep, rule, measure) for site, part in q.items()}
         warn_if_wide({site: (part, rep[site]) for site, part in q.items()})
         return averaged
     if not isinstance(rep, Representation):
         raise SymmetryError(f"Expected a representation for one distribution; got {rep!r}. Symmetries take a dict.")
-    averaged = _average(q, rep, rule)
+    averaged = orbit_mean(q, rep, RULES[rule], _probabilities(measure, rep.group))
     warn_if_wide({"": (q, rep)})
     return averaged
+
+
+def _probabilities(measure, group: Group) -> Tensor | None:
+    """A measure as float64 weights that sum to one exactly."""
+    if measure is None:
+        return None
+    if not group.is_indexed:
+        raise SymmetryError(f"Expected a group whose elements are numbered, for a measure; got {group}.")
+    weights = torch.as_tensor(measure).to(torch.float64)
+    total = float(weights.sum())
+    if weights.shape != (len(group),):
+        raise SymmetryError(f"Expected a measure of {len(group)} probabilities, one for each element of {group}; "
+                            f"got shape {tuple(weights.shape)}.")  # fmt: skip
+    if not bool((weights >= 0).all()) or not abs(total - 1) <= SUMS_TO_ONE:
+        raise SymmetryError(f"Expected a measure of probabilities, not negative and of sum 1; got a least one of "
+                            f"{float(weights.min()):g} and a sum of {total:g}. Divide it by its sum.")  # fmt: skip
+    return weights / weights.sum()
 
 
 @torch.no_grad()
@@ -70,15 +95,18 @@ def orbit_spread(q: Distribution, rep: Representation) -> float:
     >>> orbit_spread(dist.Normal(torch.tensor([2.0]), 0.5).to_event(1), pe.vector(pe.SignGroup()))
     4.0
     """
-    q = _unconstrained(q)
+    found = spread_moments(q, rep)
+    if found is None:
+        return 0.0  # a family without a mean and a variance that the action moves linearly
+    mean, second = found
     if rep.is_monomial:
-        between = rep.modulus(2).mean(q.mean.square()) - rep.mean(q.mean).square()
-        variance = rep.modulus(2).mean(q.variance)
+        between = rep.modulus(2).mean(mean.square()) - rep.mean(mean).square()
+        variance = rep.modulus(2).mean(second)
     else:
-        between = rep.orbit(q.mean).var(0, correction=0)
-        variance = q.variance.mean().expand_as(q.variance)
-    if not bool((variance > 0).all()):
-        return 0.0  # points, which have no scale to compare with
+        between = rep.orbit(mean).var(0, correction=0)
+        variance = second.mean().expand_as(second)
+    if not bool((variance > 0).all() and variance.isfinite().all() and between.isfinite().all()):
+        return 0.0  # points, which have no scale to compare with, or tails too heavy for one
     probe = torch.randn(rep.event_shape, generator=torch.Generator().manual_seed(0)).to(between)
     moving = (rep.mean(probe) - probe).abs() > 1e-5
     if not bool(moving.any()):
@@ -106,14 +134,9 @@ def warn_if_wide(sites: Mapping[str, tuple[Distribution, Representation]], stack
     return True
 
 
-def _unconstrained(q: Distribution) -> Distribution:
-    """The Normal behind a transformed distribution."""
-    while isinstance(q, (torch.distributions.Independent, torch.distributions.TransformedDistribution)):
-        q = q.base_dist
-    return q
-
-
-def average_site(site: str, q: Distribution, symmetry: Symmetry, rule: str) -> Distribution:
+def average_site(
+    site: str, q: Distribution, symmetry: Symmetry, rule: str, measure: Tensor | None = None
+) -> Distribution:
     """The average of one site of a model; its representation must act on the whole event."""
     rep = symmetry[site]
     if len(rep.event_shape) < len(q.event_shape):
@@ -121,21 +144,4 @@ def average_site(site: str, q: Distribution, symmetry: Symmetry, rule: str) -> D
             f"Expected the representation of site {site!r} to act on its whole event {tuple(q.event_shape)}; got "
             f"{rep} on {tuple(rep.event_shape)}. Multiply it by pe.trivial(group, shape) for axes that do not move."
         )
-    event_dims, core = 0, q
-    while isinstance(core, torch.distributions.Independent):
-        event_dims, core = event_dims + core.reinterpreted_batch_ndims, core.base_dist
-    if event_dims and isinstance(core, torch.distributions.TransformedDistribution):
-        return average_transformed(site, core, rep, rule).to_event(event_dims)
-    if isinstance(q, torch.distributions.TransformedDistribution):
-        return average_transformed(site, q, rep, rule)
-    return _average(q, rep, rule)
-
-
-def average_transformed(site: str, q, rep: Representation, rule: str) -> Distribution:
-    """The image of the average, where the action passes through the transforms."""
-    check_transforms(site, q.transforms, rep, q.batch_shape + q.event_shape)
-    return dist.TransformedDistribution(_average(q.base_dist, rep, rule), q.transforms)
-
-
-def _average(q: Distribution, rep: Representation, rule: str) -> Distribution:
-    return orbit_mean(q, rep, RULES[rule])
+    return orbit_mean(q, rep, RULES[rule], measure)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from pyro.distributions import transforms
 from torch import nn
 
 import pyro_equivariance as pe
@@ -187,6 +188,52 @@ def multivariate_normal(rep, batch=()):
     return dist.MultivariateNormal(torch.randn(*batch, n), factor @ factor.mT + 0.1 * torch.eye(n)), rep
 
 
+def positive(*shape):
+    return 0.6 + 1.4 * torch.rand(shape)
+
+
+PARAMETERS = {
+    dist.Gamma: lambda shape: (1 + positive(*shape), positive(*shape)),
+    dist.InverseGamma: lambda shape: (2 + positive(*shape), positive(*shape)),
+    dist.Exponential: lambda shape: (positive(*shape),),
+    dist.LogNormal: lambda shape: (0.5 * torch.randn(shape), 0.3 + 0.3 * torch.rand(shape)),
+    dist.Normal: lambda shape: (torch.randn(shape), 0.4 + torch.rand(shape)),
+    dist.Beta: lambda shape: (1 + positive(*shape), 1 + positive(*shape)),
+    dist.Bernoulli: lambda shape: (0.2 + 0.6 * torch.rand(shape),),
+    dist.Poisson: lambda shape: (positive(*shape),),
+    dist.Dirichlet: lambda shape: (1 + positive(*shape),),
+    dist.OneHotCategorical: lambda shape: (positive(*shape),),
+    dist.OneHotCategoricalStraightThrough: lambda shape: (positive(*shape),),
+    dist.Categorical: lambda shape: (positive(*shape),),
+    dist.Laplace: lambda shape: (torch.randn(shape), 0.5 + torch.rand(shape)),
+    dist.StudentT: lambda shape: (3 + positive(*shape), torch.randn(shape), 0.5 + torch.rand(shape)),
+}
+
+
+def law(kind, rep, batch=(), event_dims=0, categories=(), transforms=None):
+    """Independent entries of one kind; ``categories`` is the axis of a Categorical's logits, after its shape."""
+    q = kind(*PARAMETERS[kind]((*batch, *rep.event_shape, *categories)))
+    if transforms is not None:
+        q = dist.TransformedDistribution(q, transforms)
+    return q.to_event(event_dims), rep
+
+
+def transformed_multivariate_normal():
+    q, rep = multivariate_normal(pe.permutation(pe.SymmetricGroup(3)), batch=(2,))
+    small = dist.MultivariateNormal(0.3 * q.loc, 0.1 * q.covariance_matrix)
+    return dist.TransformedDistribution(small, [transforms.ExpTransform()]), rep
+
+
+def rows_and_columns():
+    """One cyclic group permutes the rows, and the entries in each."""
+    return pe.regular(pe.CyclicGroup(3)) * pe.regular(pe.CyclicGroup(3))
+
+
+def permuted_labels():
+    """Three labels that are themselves permuted."""
+    return pe.permutation(pe.SymmetricGroup(3)) * pe.labels(pe.SymmetricGroup(3))
+
+
 FAMILIES = {
     "Normal": lambda: normal(pe.permutation(pe.SymmetricGroup(4))),
     "Normal, event": lambda: normal(hidden_kernel(pe.CyclicGroup(4)), event_dims=4),
@@ -204,7 +251,61 @@ FAMILIES = {
     "MultivariateNormal, sheared": lambda: multivariate_normal(sheared_rotations(), batch=(2,)),
     "MultivariateNormal, scales": lambda: multivariate_normal(scaled_swap()),
     "MultivariateNormal, reshape": lambda: multivariate_normal(pe.image(pe.CyclicGroup(2), (2, 3)).reshape(6)),
-}
+    "Gamma": lambda: law(dist.Gamma, pe.permutation(pe.SymmetricGroup(4))),
+    "Gamma, scales": lambda: law(dist.Gamma, scaled_swap(), batch=(3,), event_dims=1),
+    "InverseGamma": lambda: law(dist.InverseGamma, pe.image(pe.CyclicGroup(4), (2, 2)), batch=(2,), event_dims=2),
+    "InverseGamma, scales": lambda: law(dist.InverseGamma, scaled_swap()),
+    "Exponential": lambda: law(dist.Exponential, first_factor(), event_dims=1),
+    "Exponential, scales": lambda: law(dist.Exponential, scaled_swap() + scaled_swap(), batch=(2,)),
+    "LogNormal": lambda: law(dist.LogNormal, stacked_images(), event_dims=2),
+    "LogNormal, scales": lambda: law(dist.LogNormal, scaled_swap(), batch=(3,), event_dims=1),
+    "LogNormal, logarithms": lambda: law(dist.LogNormal, signed_turns().on_unconstrained(), batch=(3,)),
+    "LogNormal, scaled logarithms": lambda: law(dist.LogNormal, scaled_swap().on_unconstrained(), event_dims=1),
+    "Beta": lambda: law(dist.Beta, pe.permutation(pe.SymmetricGroup(3)), batch=(2,), event_dims=1),
+    "Beta, mirrored": lambda: law(dist.Beta, signed_turns().on_unconstrained(), batch=(2, 3), event_dims=1),
+    "Beta, mirrored number": lambda: law(dist.Beta, pe.vector(pe.SignGroup()).reshape(()).on_unconstrained()),
+    "Bernoulli": lambda: law(dist.Bernoulli, pe.image(pe.CyclicGroup(4), (2, 2)), batch=(3,), event_dims=2),
+    "Bernoulli, mirrored": lambda: law(dist.Bernoulli, signed_turns().on_unconstrained(), batch=(3,), event_dims=1),
+    "Bernoulli, labels": lambda: law(dist.Bernoulli, pe.labels(pe.SymmetricGroup(2)), batch=(3,)),
+    "Poisson": lambda: law(dist.Poisson, pe.image(pe.DihedralGroup(4), (2, 2)), batch=(2,), event_dims=2),
+    "Dirichlet": lambda: law(dist.Dirichlet, pe.permutation(pe.SymmetricGroup(3)), batch=(2, 2)),
+    "Dirichlet, rows": lambda: law(dist.Dirichlet, rows_and_columns(), batch=(2,), event_dims=1),
+    "OneHotCategorical": lambda: law(dist.OneHotCategorical, pe.permutation(pe.SymmetricGroup(3)), batch=(2,)),
+    "OneHotCategorical, rows": lambda: law(dist.OneHotCategoricalStraightThrough, rows_and_columns(), event_dims=1),
+    "Categorical": lambda: law(dist.Categorical, pe.labels(pe.SymmetricGroup(3)), batch=(4,), categories=(3,)),
+    "Categorical, entries": lambda: law(dist.Categorical, signed_turns().modulus(), event_dims=1, categories=(3,)),
+    "Categorical, both": lambda: law(dist.Categorical, permuted_labels(), batch=(2,), event_dims=1, categories=(3,)),
+    "Laplace, signs": lambda: law(dist.Laplace, signed_turns(), batch=(3,), event_dims=1),
+    "Laplace, scales": lambda: law(dist.Laplace, scaled_swap()),
+    "StudentT, signs": lambda: law(dist.StudentT, signed_turns(), batch=(3,)),
+    "StudentT, scales": lambda: law(dist.StudentT, scaled_swap(), event_dims=1),
+    "exponential of a scaled Normal": lambda: law(
+        dist.Normal, pe.regular(pe.CyclicGroup(4)), batch=(2,),
+        transforms=[transforms.AffineTransform(0.1, 0.2), transforms.ExpTransform()],
+    ),
+    "sigmoid of a Normal, mirrored": lambda: law(
+        dist.Normal, signed_turns().on_unconstrained(), event_dims=1, transforms=[transforms.SigmoidTransform()]
+    ),
+    "interval of a Normal, event inside": lambda: law(
+        dist.Normal, pe.permutation(pe.SymmetricGroup(3)), batch=(2,),
+        transforms=[transforms.IndependentTransform(transforms.biject_to(dist.constraints.interval(1.0, 3.0)), 1)],
+    ),
+    "logarithm of a Gamma": lambda: law(
+        dist.Gamma, pe.permutation(pe.SymmetricGroup(3)), event_dims=1, transforms=[transforms.ExpTransform().inv]
+    ),
+    "exponential of a MultivariateNormal": transformed_multivariate_normal,
+    "reach of a Beta": lambda: law(
+        dist.Beta, rows_and_columns(), event_dims=1, transforms=[transforms.AffineTransform(1.0, 3.0)]
+    ),
+}  # fmt: skip
+
+WITHOUT_NATURAL = ("Laplace", "StudentT")
+
+
+def rules_of(name):
+    """The averages that a law of the catalogue has."""
+    return ("projection",) if name.startswith(WITHOUT_NATURAL) else ("geometric", "arithmetic", "projection")
+
 
 # Networks that are compatible with their symmetry
 

@@ -54,7 +54,9 @@ def test_all_methods_on_an_npz(capsys, tmp_path, npz, group):
     results = json.loads((out / "results.json").read_text())
     runs = results["runs"]
     assert [r["method"] for r in runs] == list(METHODS)
-    assert all(set(r) == set(DEFINITIONS) and r["certificate"] is None for r in runs)
+    assert all(set(r) == set(DEFINITIONS) for r in runs)
+    assert all(r["certificate"] >= r["defect"] - 3 * r["defect_se"] for r in runs)
+    assert all(r["certificate"] == 0 for r in runs if r["exact"])
     assert results["config"]["group"] == group and results["config"]["kl_weight"] == Config().kl_weight
     tied = runs[-1]
     assert tied["osp"] == 1 and abs(tied["defect"]) < 1e-10 and tied["parameters"] < runs[0]["parameters"]
@@ -196,6 +198,16 @@ def test_the_network_is_compatible_at_every_size(side, group):
     net = convolutional_network((1, side, side), classes=3, width=8)
     assert net(torch.zeros(2, 1, side, side)).shape == (2, 3)
     assert network_symmetry(net, GROUPS[group](), (1, side, side)).check(net) < 1e-10
+
+
+def test_an_interrupted_comparison_says_what_it_keeps(capsys, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyro_equivariance.experiments.compare.compare", stop)
+    assert cli.main(["compare"]) == 130 and "results.json" in capsys.readouterr().err
+    monkeypatch.setattr("pyro_equivariance.cli.run_study", stop)
+    assert cli.main(["theory", "samples"]) == 130 and "nothing is written" in capsys.readouterr().err
 
 
 def test_recommendation_names_the_lowest_validation_nll():

@@ -705,11 +705,11 @@ def test_hand_written_positive_sites(name):
 
 
 @pytest.mark.parametrize("law", [
-    dist.Gamma(torch.ones(2), 1.0).to_event(1), dist.StudentT(3.0, torch.zeros(2)).to_event(1),
-], ids=["Gamma", "StudentT"])  # fmt: skip
+    dist.Cauchy(torch.zeros(2), 1.0).to_event(1), dist.StudentT(3.0, torch.zeros(2)).to_event(1),
+], ids=["Cauchy", "StudentT"])  # fmt: skip
 def test_other_families_are_named_with_their_site(law):
     symmetry = pe.Symmetry(SWAP.group, {"z": SWAP})
-    with pytest.raises(pe.ClosednessError, match="site 'z' to draw from a Normal .*pe.AutoOrbitMixture bear more"):
+    with pytest.raises(pe.ClosednessError, match="site 'z' to draw from a law .*pe.AutoOrbitMixture bear more"):
         pe.handlers.symmetrize(lambda: pyro.sample("z", law), symmetry)()
 
 

@@ -8,8 +8,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.infer import Predictive, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
+from scipy import stats as scipy_stats
 from torch import nn
 from torch.distributions import kl_divergence
 
@@ -639,3 +641,243 @@ def test_a_continuous_group_has_no_sum():
     x = torch.randn(5, 2)
     moved = pe.handlers.augment(lambda x: x, symmetry, orbit="random")(x)
     torch.testing.assert_close(moved.norm(dim=-1), x.norm(dim=-1))
+
+
+# antithetic
+
+
+def plane_and_kernel_model(*args):
+    for site, shape in (("plane", (2,)), ("kernel", (3, 3))):
+        pyro.sample(site, dist.Normal(torch.zeros(shape), 1.0).to_event(len(shape)))
+
+
+def parameters_by_hand(*args):
+    """Its sites' means and scales are parameters that start anywhere."""
+    for site, (loc, scale) in START.items():
+        loc = pyro.param(f"{site} loc", loc.clone())
+        scale = pyro.param(f"{site} scale", scale.clone(), constraint=constraints.positive)
+        pyro.sample(site, dist.Normal(loc, scale).to_event(loc.ndim))
+
+
+START = {
+    "plane": (torch.tensor([0.3, -0.5], dtype=torch.float64), torch.tensor([0.6, 1.4], dtype=torch.float64)),
+    "kernel": (torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(3, 3),
+               torch.linspace(0.5, 1.5, 9, dtype=torch.float64).reshape(3, 3)),
+}  # fmt: skip
+NORMAL_GUIDES = {
+    "by hand": lambda: parameters_by_hand,
+    "AutoNormal": lambda: AutoNormal(plane_and_kernel_model),
+    "AutoMeanFieldNormal": lambda: pe.AutoMeanFieldNormal(plane_and_kernel_model),
+}
+
+
+def started(kind):
+    """The guide with the parameters of ``START``."""
+    guide = NORMAL_GUIDES[kind]()
+    poutine.block(guide)()
+    if kind != "by hand":
+        for site, (loc, scale) in START.items():
+            values = {"locs": loc, "scales": torch.distributions.transform_to(constraints.softplus_positive).inv(scale)}
+            for part, value in values.items():
+                leaf = dict(getattr(guide, part).named_parameters())
+                (name,) = [n for n in leaf if n.split("_")[0] == site]
+                leaf[name].data.copy_(value)
+    return guide
+
+
+def draws_of(guide, count):
+    traces = [poutine.trace(guide).get_trace() for _ in range(count)]
+    return {site: torch.stack([trace.nodes[site]["value"].detach() for trace in traces]) for site in START}
+
+
+@pytest.mark.parametrize("kind", NORMAL_GUIDES)
+def test_each_antithetic_draw_has_the_law_of_the_guide(kind):
+    """Its noise is standard normal; successive ones are moved copies of one noise, also where q is not invariant."""
+    symmetry, guide = turns(), started(kind)
+    draws = draws_of(pe.handlers.antithetic(guide, symmetry), 1200)
+    for site, (loc, scale) in START.items():
+        noise = ((draws[site] - loc) / scale).reshape(300, 4, *loc.shape)
+        for g in range(4):
+            torch.testing.assert_close(noise[:, g], symmetry[site].act(g, noise[:, 0]))
+            flat = noise[:, g].flatten(1)
+            assert float(flat.mean(0).abs().max()) < SIGMAS / 300**0.5
+            assert float((flat.square().mean(0) - 1).abs().max()) < SIGMAS * (2 / 300) ** 0.5
+            assert scipy_stats.kstest(flat.flatten().numpy(), "norm").pvalue > 1e-6
+        assert float((noise[0, 0] - noise[1, 0]).abs().max()) > 1e-3  # another orbit
+
+
+@pytest.mark.parametrize("kind", NORMAL_GUIDES)
+def test_draws_of_an_invariant_guide_are_one_orbit(kind):
+    symmetry, guide = turns(), started(kind)
+    pe.symmetrize_(guide, symmetry)
+    draws = draws_of(pe.handlers.antithetic(guide, symmetry), 8)
+    for site in START:
+        for first in (0, 4):
+            orbit = symmetry[site].orbit(draws[site][first])
+            torch.testing.assert_close(draws[site][first : first + 4], orbit)
+        assert float((draws[site][0] - draws[site][4]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, pe.AutoMeanFieldNormal])
+def test_antithetic_draws_of_positive_sites(kind):
+    def model():
+        with pyro.plate("units", 3):
+            scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+            pyro.sample("loc", dist.Normal(0.0, scale))
+
+    group = pe.SymmetricGroup(3)
+    symmetry = pe.Symmetry(group, {"scale": pe.permutation(group), "loc": pe.permutation(group)})
+    guide = kind(model, init_loc_fn=init_to_value(values={"scale": torch.full((3,), 2.0), "loc": torch.ones(3)}))
+    poutine.block(guide)()
+    orbits = pe.handlers.antithetic(guide, symmetry)
+    traces = [poutine.trace(orbits).get_trace() for _ in range(6)]
+    for site in ("scale", "loc"):
+        draws = torch.stack([trace.nodes[site]["value"].detach() for trace in traces])
+        torch.testing.assert_close(draws, symmetry[site].orbit(draws[0]))
+        assert float((draws[0] - draws[0, 0]).abs().max()) > 1e-3
+        if site == "scale":
+            assert bool((draws > 0).all())
+
+
+def test_antithetic_draws_begin_anew():
+    symmetry = turns()
+    guide = pe.handlers.antithetic(started("by hand"), symmetry)
+    first = draws_of(guide, 2)["plane"]
+    guide.restart()
+    again = draws_of(guide, 4)["plane"]
+    loc, scale = START["plane"]
+    noise = (again - loc) / scale
+    torch.testing.assert_close(noise, symmetry["plane"].orbit(noise[0]))
+    assert float((again[0] - first[0]).abs().max()) > 1e-3
+
+
+def observed_model(*args):
+    plane_and_kernel = {site: pyro.sample(site, dist.Normal(torch.zeros(shape), 1.0).to_event(len(shape)))
+                        for site, shape in (("plane", (2,)), ("kernel", (3, 3)))}  # fmt: skip
+    total = plane_and_kernel["plane"].square().sum(-1) + plane_and_kernel["kernel"].sum((-2, -1))
+    pyro.sample("y", dist.Normal(total, 1.0), obs=torch.tensor(0.5).expand(total.shape))
+
+
+@pytest.mark.parametrize("kind", NORMAL_GUIDES)
+def test_the_elbo_of_antithetic_particles(kind):
+    """Vectorized or in a loop, its mean is that of independent ones."""
+    symmetry, guide = turns(), started(kind)
+    orbits, losses = pe.handlers.antithetic(guide, symmetry), {}
+    for name, fn, particles, together in (("independent", guide, 400, True), ("looped", orbits, 4, False),
+                                          ("vectorized", orbits, 400, True)):  # fmt: skip
+        options = {"vectorize_particles": True, "max_plate_nesting": 0} if together else {}
+        elbo = TraceMeanField_ELBO(num_particles=particles, **options)
+        losses[name] = torch.tensor([elbo.loss(observed_model, fn) for _ in range(10 if together else 200)])
+    for name in ("looped", "vectorized"):
+        error = math.sqrt(sum(float(losses[n].var()) / len(losses[n]) for n in (name, "independent")))
+        assert abs(float(losses[name].mean() - losses["independent"].mean())) < SIGMAS * error
+
+
+def test_vectorized_antithetic_particles_are_orbits():
+    symmetry, guide = turns(), started("by hand")
+    orbits = pe.handlers.antithetic(guide, symmetry)
+
+    def particles():
+        with pyro.plate("num_particles_vectorized", 8, dim=-1):
+            return orbits()
+
+    trace = poutine.trace(particles).get_trace()
+    for site, (loc, scale) in START.items():
+        noise = (trace.nodes[site]["value"].detach() - loc) / scale
+        assert noise.shape == (8, *loc.shape)
+        moved = symmetry[site].orbit(noise[:2]).reshape(8, -1)
+        torch.testing.assert_close(noise.reshape(8, -1), moved)
+    with pytest.raises(pe.SymmetryError, match="multiple of 4.*got 6"):
+        TraceMeanField_ELBO(num_particles=6, vectorize_particles=True, max_plate_nesting=0).loss(observed_model, orbits)
+
+
+@pytest.mark.parametrize("particles", [4, 8])
+def test_the_antithetic_gradient_moves_with_the_parameters(particles):
+    """Exactly, for the same noise, also where the guide is not invariant."""
+    symmetry = turns()
+
+    def gradient_at(g):
+        pyro.clear_param_store()
+        poutine.block(parameters_by_hand)()
+        leaves = {}
+        for site, rep in symmetry.sites.items():
+            for part, action in (("loc", rep), ("scale", rep.modulus())):
+                leaf = leaves[f"{site} {part}"] = pyro.param(f"{site} {part}").unconstrained()
+                leaf.data.copy_(action.act(g, leaf.data))
+        pyro.set_rng_seed(3)
+        guide = pe.handlers.antithetic(parameters_by_hand, symmetry)
+        TraceMeanField_ELBO(num_particles=particles).differentiable_loss(observed_model, guide).backward()
+        return {name: leaf.grad for name, leaf in leaves.items()}
+
+    here = gradient_at(0)
+    for g in range(1, 4):
+        there = gradient_at(g)
+        for name, gradient in here.items():
+            rep = symmetry[name.split()[0]]
+            action = rep if name.endswith("loc") else rep.modulus()
+            torch.testing.assert_close(there[name], action.act(g, gradient), rtol=1e-11, atol=1e-12)
+    assert max(float((here[name] - here[name].mean()).abs().max()) for name in here) > 0.1
+
+
+def test_what_cannot_be_drawn_in_orbits():
+    symmetry, eighths, rotations = turns(), pe.CyclicGroup(8), pe.SpecialOrthogonal(2)
+
+    def other_law():
+        pyro.sample("plane", dist.Laplace(torch.zeros(2), 1.0).to_event(1))
+
+    def plane_only():
+        pyro.sample("plane", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def simplex():
+        pyro.sample("shares", dist.Dirichlet(torch.ones(3)))
+
+    def subsampled():
+        with pyro.plate("rows", 6, subsample_size=3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    group = pe.SymmetricGroup(3)
+    with pytest.raises(pe.SymmetryError, match="site 'plane' .* independent Normals.*got Laplace"):
+        pe.handlers.antithetic(other_law, symmetry)()
+    with pytest.raises(pe.SymmetryError, match="site 'plane' to be moved by signed permutations"):
+        pe.handlers.antithetic(plane_only, pe.Symmetry(eighths, {"plane": pe.vector(eighths)}))()
+    with pytest.raises(pe.SymmetryError, match="finite"):
+        pe.handlers.antithetic(plane_only, pe.Symmetry(rotations, {"plane": pe.vector(rotations)}))
+    with pytest.raises(pe.SymmetryError, match="'plane'"):
+        pe.handlers.antithetic(plane_only, pe.Symmetry(group, {}))()
+    for kind in (AutoNormal, pe.AutoMeanFieldNormal):
+        with pytest.raises(pe.SymmetryError, match="'shares'"):
+            pe.handlers.antithetic(kind(simplex), pe.Symmetry(group, {"shares": pe.permutation(group)}))()
+    with pytest.raises(pe.SymmetryError, match="leave the plate 'rows' alone"):
+        pe.handlers.antithetic(subsampled, pe.Symmetry(group, {"z": pe.permutation(group)}))()
+    with pytest.raises(pe.SymmetryError, match=r"pe\.Symmetry"):
+        pe.handlers.antithetic(plane_only, None)
+
+
+def test_antithetic_draws_leave_subsampled_plates_that_stay():
+    """Each row has the noise of the orbit, moved on the axis to the right of the plate."""
+    group = pe.SymmetricGroup(2)
+
+    def rows():
+        with pyro.plate("rows", 6, subsample_size=4):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    orbits = pe.handlers.antithetic(rows, pe.Symmetry(group, {"z": pe.permutation(group)}))
+    first, second = (poutine.trace(orbits).get_trace().nodes["z"]["value"] for _ in range(2))
+    assert first.shape == (4, 2)
+    assert torch.equal(second, first.flip(-1))
+    assert len(first[:, 0].unique()) == 4  # each row its own
+
+
+def test_antithetic_draws_in_a_whole_plate_that_moves():
+    """One number for each unit, all drawn by a scalar law in a plate."""
+    group = pe.SymmetricGroup(3)
+
+    def units():
+        with pyro.plate("units", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    symmetry = pe.Symmetry(group, {"z": pe.permutation(group)})
+    orbits = pe.handlers.antithetic(units, symmetry)
+    draws = torch.stack([poutine.trace(orbits).get_trace().nodes["z"]["value"] for _ in range(6)])
+    torch.testing.assert_close(draws, symmetry["z"].orbit(draws[0]))
+    assert len(draws[0].unique()) == 3

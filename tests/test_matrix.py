@@ -145,6 +145,9 @@ class ByHand(pyro.nn.PyroModule):
 
 OURS = {
     "`pe.AutoSymmetricNormal(model, symmetry)`": (pe.AutoSymmetricNormal, {}),
+    '`pe.AutoSymmetric(model, symmetry, families={"scale": "gamma"})`': (
+        pe.AutoSymmetric, {"families": {"scale": "gamma"}},
+    ),
     "`pe.AutoSymmetricMultivariateNormal(model, symmetry)`": (pe.AutoSymmetricMultivariateNormal, {}),
     "`pe.AutoSymmetricLowRankMultivariateNormal(model, symmetry)`": (pe.AutoSymmetricLowRankMultivariateNormal, {}),
     '`pe.AutoOrbitMixture(model, symmetry, base="diagonal")`': (pe.AutoOrbitMixture, {}),
@@ -268,11 +271,12 @@ def joint_gap(guide):
 
 
 def site_gap(guide, program):
-    """Of location and scale of each site in unconstrained coordinates."""
+    """Of location and scale of each site in unconstrained coordinates, or of a Gamma's own parameters."""
     nodes, worst = poutine.trace(guide).get_trace().nodes, 0.0
     for name, rep in program.symmetry.sites.items():
         law = core(nodes[name + "_unconstrained" if name + "_unconstrained" in nodes else name]["fn"])
-        for value in (law.loc, law.scale):
+        gamma = isinstance(law, dist.Gamma)
+        for value in (law.concentration, law.rate) if gamma else (law.loc, law.scale):
             worst = max(worst, float((rep.orbit(value) - value).abs().max()))
     return worst
 

@@ -16,6 +16,9 @@ from torch import nn
 
 import pyro_equivariance as pe
 from pyro_equivariance import storage
+from pyro_equivariance.families.base import Carried
+from pyro_equivariance.families.directional import Circle
+from pyro_equivariance.families.simplex import Pairs
 from pyro_equivariance.spaces import LogRatios
 from pyro_equivariance.storage import decode, encode
 
@@ -110,7 +113,8 @@ def test_every_description_can_be_saved():
 
     described = kinds(pe.Group) | kinds(pe.Representation) | {pe.SpecialOrthogonal, pe.Symmetry, pe.YoungSubgroup}
     described = {kind for kind in described if kind.__module__.startswith("pyro_equivariance")}
-    assert described - {pe.Group, pe.Representation, LogRatios} == set(storage.VALUES)  # guides make log ratios anew
+    made_anew = {LogRatios, Carried, Circle, Pairs}  # by guides and families, from what was saved
+    assert described - {pe.Group, pe.Representation} - made_anew == set(storage.VALUES)
 
 
 @pytest.mark.parametrize("value", [nn.Linear(2, 2), {1, 2}, len, object()], ids=["module", "set", "function", "object"])
@@ -159,6 +163,9 @@ BUILD = {
     "AutoOrbitMixture, full": lambda model, symmetry: pe.AutoOrbitMixture(model, symmetry, base="full"),
     "AutoOrbitMixture, low rank": lambda model, symmetry: pe.AutoOrbitMixture(
         model, symmetry, base="low_rank", rank=2, max_exact=2, samples=3
+    ),
+    "AutoSymmetric": lambda model, symmetry: pe.AutoSymmetric(
+        model, symmetry, families={"scale": "gamma"} if "scale" in symmetry.sites else None, rule="arithmetic"
     ),
     "AutoSymmetricLowRankMultivariateNormal": lambda model, symmetry: pe.AutoSymmetricLowRankMultivariateNormal(
         model, symmetry, rule="arithmetic", rank=2
@@ -215,7 +222,7 @@ class TestRoundTrip:
         again = pe.load(tmp_path / "guide.pt", model)
         assert type(again) is type(guide) and again is not guide
         assert_same_draws(guide, again, args)
-        for option in ("symmetry", "rule", "base", "rank", "max_exact", "samples"):
+        for option in ("symmetry", "families", "rule", "base", "rank", "max_exact", "samples"):
             if hasattr(guide, option):
                 assert getattr(again, option) == getattr(guide, option)
 

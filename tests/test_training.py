@@ -766,3 +766,190 @@ def test_divergence_is_one_line():
     with pytest.raises(pe.SymmetryError, match="finite loss.*learning rate"):
         pe.fit(model, pe.AutoMeanFieldNormal(model), (x, y), epochs=50, progress=False,
                optimizer=lambda p: torch.optim.SGD(p, lr=1e200))  # fmt: skip
+
+
+# The gradient averaged over the group
+
+
+def turned_data(count=12):
+    return torch.randn(count, 3, 3), torch.randn(count)
+
+
+def bent_model(x, y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(9), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal((x.flatten(1) @ w).tanh(), 0.5).to_event(1), obs=y)
+
+
+PIXELS = pe.Symmetry(
+    pe.CyclicGroup(4),
+    {"w": pe.image(pe.CyclicGroup(4), (3, 3)).reshape(9)},
+    inputs=pe.image(pe.CyclicGroup(4), (3, 3)),
+)
+ORBIT_OF = torch.tensor([0, 1, 0, 1, 2, 1, 0, 1, 0])  # corners, edges, the middle
+NOISY = pe.handlers.augment(bent_model, PIXELS, orbit="random")
+
+
+def free_guide(*args):
+    loc = pyro.param("loc", torch.tensor([0.1, -0.2, 0.3])[ORBIT_OF])
+    scale = pyro.param("scale", torch.tensor([0.2, 0.3, 0.4])[ORBIT_OF], constraint=dist.constraints.positive)
+    return pyro.sample("w", dist.Normal(loc, scale).to_event(1))
+
+
+def tied_guide(*args):
+    loc = pyro.param("tied loc", torch.tensor([0.1, -0.2, 0.3]))
+    scale = pyro.param("tied scale", torch.tensor([0.2, 0.3, 0.4]), constraint=dist.constraints.positive)
+    return pyro.sample("w", dist.Normal(loc[ORBIT_OF], scale[ORBIT_OF]).to_event(1))
+
+
+def averaged_run(guide, average=PIXELS, **options):
+    """Training with all noise there is: random turns, draws, minibatches. Returns means and scales by entry."""
+    pyro.clear_param_store()
+    torch.manual_seed(1)
+
+    def same_noise(training):  # looking at the guide's sites takes draws as well
+        if training.epoch == 0:
+            pyro.set_rng_seed(5 + options["seed"])
+
+    options = {"epochs": 25, "batch_size": 6, "seed": 3, "callbacks": [same_noise], **options}
+    result = fit(NOISY, guide, turned_data(), average_gradient=average, **options)
+    prefix = "tied " if guide is tied_guide else ""
+    loc, scale = (pyro.param(prefix + name).detach() for name in ("loc", "scale"))
+    return (loc[ORBIT_OF], scale[ORBIT_OF], result) if prefix else (loc, scale, result)
+
+
+@pytest.mark.parametrize("optimizer", [None, functools.partial(torch.optim.Adam, lr=0.03, amsgrad=True),
+                                       functools.partial(torch.optim.AdamW, lr=0.02)])  # fmt: skip
+def test_averaging_is_tying_under_adam(optimizer):
+    """50 steps; the gradient of a tied parameter is the sum over its orbit, a factor that Adam divides out.
+
+    But for Adam's ``eps``, so it is as good as none here.
+    """
+    rate = functools.partial(optimizer or functools.partial(torch.optim.Adam, lr=0.01), eps=1e-30)
+    free, tied = averaged_run(free_guide, optimizer=rate), averaged_run(tied_guide, average=None, optimizer=rate)
+    for ours, theirs in zip(free[:2], tied[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    assert free[2].history["loss"] == pytest.approx(tied[2].history["loss"], rel=1e-9)
+    assert float((free[0] - torch.tensor([0.1, -0.2, 0.3])[ORBIT_OF]).abs().max()) > 0.1
+
+
+def test_under_sgd_the_step_is_that_over_the_size_of_the_orbit():
+    plain = functools.partial(torch.optim.SGD, lr=0.01)
+
+    def scaled(parameters):
+        def divide(*_):
+            for parameter in parameters:
+                parameter.grad.div_(torch.tensor([4.0, 4.0, 1.0]))
+
+        optimizer = torch.optim.SGD(parameters, lr=0.01)
+        optimizer.register_step_pre_hook(divide)
+        return optimizer
+
+    free = averaged_run(free_guide, optimizer=plain)
+    tied, unscaled = (averaged_run(tied_guide, average=None, optimizer=o) for o in (scaled, plain))
+    for ours, theirs, others in zip(free[:2], tied[:2], unscaled[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+        assert float((ours - others).abs().max()) > 1e-2
+
+
+def spread(values):
+    return max(float((values[ORBIT_OF == k] - values[ORBIT_OF == k].mean()).abs().max()) for k in range(3))
+
+
+OPTIMIZERS = {
+    "pyro": lambda: {"optimizer": pyro.optim.Adam({"lr": 0.02})},
+    "pyro SGD": lambda: {"optimizer": pyro.optim.SGD({"lr": 0.01, "momentum": 0.9})},
+    "scheduler": lambda: {"optimizer": functools.partial(torch.optim.Adam, lr=0.05),
+                          "scheduler": functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9)},
+    "weight decay": lambda: {"optimizer": functools.partial(torch.optim.AdamW, lr=0.05, weight_decay=0.3)},
+    "warm-up": lambda: {"kl_warmup": 5, "loss": Trace_ELBO(num_particles=2)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_gradient_average_with_other_options(kind):
+    """Also from a start that is not invariant, which the first step makes so."""
+
+    def lopsided(*args):
+        loc = pyro.param("loc", torch.linspace(-1, 1, 9))
+        scale = pyro.param("scale", torch.linspace(0.1, 0.5, 9), constraint=dist.constraints.positive)
+        return pyro.sample("w", dist.Normal(loc, scale).to_event(1))
+
+    options = OPTIMIZERS[kind]()
+    loc, scale, _ = averaged_run(lopsided, **options)
+    assert spread(loc) < 1e-12 and spread(scale) < 1e-12
+    assert float((loc - loc.mean()).abs().max()) > 1e-2
+    loc, scale, _ = averaged_run(lopsided, average=None, **options)
+    assert spread(loc) > 1e-2 and spread(scale) > 1e-3
+
+
+def test_a_scheduler_acts_under_the_gradient_average():
+    still = {"optimizer": functools.partial(torch.optim.SGD, lr=0.01),
+             "scheduler": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda epoch: float(epoch == 0))}  # fmt: skip
+    one, many = (averaged_run(free_guide, epochs=epochs, **still) for epochs in (1, 5))
+    assert torch.equal(one[0], many[0]) and torch.equal(one[1], many[1])
+
+
+def test_two_runs_with_a_gradient_average_agree():
+    first, again, other = (averaged_run(free_guide, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert first[2].history["loss"] == again[2].history["loss"]
+    assert not torch.equal(first[0], other[0])
+
+
+def averaged_network(hidden="regular"):
+    net = conv_net()
+    model = pe.BayesianNetwork(net)
+    return model, symmetric(net, hidden)
+
+
+def is_invariant(guide, symmetry):
+    return float(pe.certificate(guide, symmetry).kl.max()) < 1e-10
+
+
+def test_symmetrize_at_under_the_gradient_average():
+    """The first step has made it invariant already; the callback then changes nothing but the optimizer's state."""
+    model, symmetry = averaged_network()
+    guide = pe.AutoMeanFieldNormal(model)
+    callback = pe.SymmetrizeAt(2, symmetry)
+    result = fit(model, guide, images(), epochs=4, callbacks=[callback], average_gradient=symmetry)
+    assert result.guide is guide and is_invariant(guide, symmetry)
+
+
+@pytest.mark.parametrize("tie", [None, "samples"])
+def test_expand_at_under_the_gradient_average(tie):
+    """The large network's sites are not those of the symmetry that was given, so that it cannot be averaged."""
+    model, symmetry = averaged_network("trivial")
+    guide = pe.AutoMeanFieldNormal(model)
+    with pytest.raises(pe.SymmetryError):
+        fit(model, guide, images(), epochs=4, callbacks=[pe.ExpandAt(2, symmetry, tie=tie)], average_gradient=symmetry)
+
+
+@pytest.mark.parametrize("kind", ["AutoSymmetricNormal", "AutoOrbitMixture", "SymmetrizedGuide"])
+def test_nothing_to_average_of_guides_that_are_always_invariant(kind):
+    model, symmetry = averaged_network()
+    guide = {
+        "AutoSymmetricNormal": lambda: pe.AutoSymmetricNormal(model, symmetry),
+        "AutoOrbitMixture": lambda: pe.AutoOrbitMixture(model, symmetry),
+        "SymmetrizedGuide": lambda: pe.SymmetrizedGuide(AutoNormal(model), symmetry),
+    }[kind]()
+    with pytest.raises(pe.SymmetryError, match=f"{kind} is invariant for every value"):
+        fit(model, guide, images(), average_gradient=symmetry, loss=Trace_ELBO())
+
+
+def test_parameters_that_cannot_be_averaged():
+    eighths = pe.CyclicGroup(8)
+
+    def plane(x):
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def computed(x):
+        pyro.sample("z", dist.Normal(2 * pyro.param("half", torch.zeros(2)), 1.0).to_event(1))
+
+    swap = pe.SymmetricGroup(2)
+    with pytest.raises(pe.SymmetryError, match="site 'z' to be moved by signed permutations"):
+        fit(plane, pe.AutoMeanFieldNormal(plane), torch.zeros(3), epochs=1,
+            average_gradient=pe.Symmetry(eighths, {"z": pe.vector(eighths)}))  # fmt: skip
+    with pytest.raises(pe.SymmetryError, match="site 'z' to be parameters of the guide"):
+        fit(plane, computed, torch.zeros(3), epochs=1, average_gradient=pe.Symmetry(swap, {"z": pe.permutation(swap)}))
+    with pytest.raises(pe.SymmetryError, match="representation for site 'z'"):
+        fit(plane, pe.AutoMeanFieldNormal(plane), torch.zeros(3), epochs=1, average_gradient=pe.Symmetry(swap, {}))

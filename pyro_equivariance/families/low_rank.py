@@ -4,9 +4,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..errors import ClosednessError
 from ..representations import Representation
-from .base import Family, register
+from .base import Family, all_elements, register
 
 
 class LowRankMultivariateNormalFamily(Family):
@@ -19,20 +18,21 @@ class LowRankMultivariateNormalFamily(Family):
 
     name = "low-rank Normal"
     is_exponential = False
+    no_natural = "Use rule='projection' or 'arithmetic' for its average, or a full-covariance MultivariateNormal."
     advice = (
         "Other linear actions spoil its diagonal: use a full-covariance MultivariateNormal, or signed permutations."
     )
 
     def coordinates(self, q, kind: str) -> tuple[Tensor, ...]:
-        self._need_standard(kind)
+        self.need_standard(kind)
         return q.loc, q.cov_factor, q.cov_diag
 
     def from_coordinates(self, kind: str, coordinates: tuple[Tensor, ...]) -> dist.LowRankMultivariateNormal:
-        self._need_standard(kind)
+        self.need_standard(kind)
         return dist.LowRankMultivariateNormal(*coordinates)
 
     def actions(self, rep: Representation, kind: str) -> tuple[Representation, ...]:
-        self._need_standard(kind)
+        self.need_standard(kind)
         return rep, _Columns(rep), rep.modulus(2)
 
     def is_closed(self, rep: Representation) -> bool:
@@ -40,19 +40,23 @@ class LowRankMultivariateNormalFamily(Family):
 
     def orbit_mean(self, q, rep: Representation, kind: str) -> dist.LowRankMultivariateNormal:
         if kind == "natural":
-            self._need_standard(kind)
+            self.need_standard(kind)
         loc, factor = rep.mean(q.loc), _side_by_side(rep.orbit(q.cov_factor.mT).mT)
         if kind == "mean":
             spread = (rep.orbit(q.loc) - loc)[..., None]
             factor = torch.cat([factor, _side_by_side(spread)], -1)
         return dist.LowRankMultivariateNormal(loc, factor, rep.modulus(2).mean(q.cov_diag))
 
-    def _need_standard(self, kind: str) -> None:
-        if kind != "standard":
-            raise ClosednessError(
-                f"Expected a family with natural and mean parameters; a {self.name} has none. Use rule='projection' or "
-                f"'arithmetic' for its average, or a full-covariance MultivariateNormal."
-            )
+    def weighted_mean(self, q, rep: Representation, kind: str, measure: Tensor) -> dist.LowRankMultivariateNormal:
+        if kind == "natural":
+            self.need_standard(kind)
+        moved = self.push_forward(q, rep, all_elements(q, rep))
+        loc, diagonal = (torch.tensordot(measure.to(c), c, 1) for c in (moved.loc, moved.cov_diag))
+        root = (measure * len(measure)).sqrt().to(loc).reshape(-1, *[1] * moved.loc.ndim)
+        factor = _side_by_side(root * moved.cov_factor)
+        if kind == "mean":
+            factor = torch.cat([factor, _side_by_side(root * (moved.loc - loc)[..., None])], -1)
+        return dist.LowRankMultivariateNormal(loc, factor, diagonal)
 
 
 class _Columns:

@@ -1,6 +1,7 @@
 """Drop-in guides: Normals that sample each site directly, free or invariant, and the orbit mixture."""
 
 from .base import AutoDirect, AutoDirectNormal
+from .exponential import AutoSymmetric
 from .joint import AutoSymmetricLowRankMultivariateNormal, AutoSymmetricMultivariateNormal
 from .mean_field import AutoExpandedNormal, AutoMeanFieldNormal, AutoSymmetricNormal, FractionOfPrior
 from .mixture import AutoOrbitMixture
@@ -12,6 +13,7 @@ __all__ = [
     "AutoExpandedNormal",
     "AutoMeanFieldNormal",
     "AutoOrbitMixture",
+    "AutoSymmetric",
     "AutoSymmetricLowRankMultivariateNormal",
     "AutoSymmetricMultivariateNormal",
     "AutoSymmetricNormal",

@@ -4,7 +4,7 @@ import copy
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from operator import attrgetter
 
@@ -266,3 +266,14 @@ def is_real(support) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support in (constraints.real, constraints.real_vector)
+
+
+@contextmanager
+def own_randomness(seed: int):
+    """Random numbers of a seed of their own; afterwards those before go on."""
+    state = pyro.util.get_rng_state()
+    pyro.set_rng_seed(seed)
+    try:
+        yield
+    finally:
+        pyro.util.set_rng_state(state)

@@ -16,7 +16,7 @@ from ..networks.bayesian import BayesianNetwork
 from ..representations import Representation
 from ..spaces import IsometricLogRatio, check_transforms, space_of
 from ..symmetry import Symmetry
-from .base import joint_action
+from .base import joint_action, own_randomness
 from .joint import AutoJoint
 
 # A distribution and the action on the coordinates that it is a distribution of.
@@ -81,12 +81,12 @@ def site_laws(guide, symmetry: Symmetry, *args) -> dict[tuple[str, ...], Law]:
 
     :raises SymmetryError: for a guide whose coordinates it does not move so.
     """
-    if isinstance(guide, AutoJoint):
-        return {tuple(guide._spaces): (guide.get_posterior(), guide._rep)}
-    if isinstance(guide, AutoContinuous):
-        return _joint_law(guide, symmetry, *args)
+    with own_randomness(0):
+        if isinstance(guide, (AutoJoint, AutoContinuous)):
+            return _joint_law(guide, symmetry, *args)
+        trace = poutine.trace(guide).get_trace(*args)
     laws: dict[tuple[str, ...], Law] = {}
-    for name, node in poutine.trace(guide).get_trace(*args).nodes.items():
+    for name, node in trace.nodes.items():
         if node["type"] != "sample" or node["is_observed"] or isinstance(node["fn"], _Subsample):
             continue
         site = name.removesuffix(AUXILIARY) if node["infer"].get("is_auxiliary") else name
@@ -101,13 +101,16 @@ def site_laws(guide, symmetry: Symmetry, *args) -> dict[tuple[str, ...], Law]:
     return laws
 
 
-def _joint_law(guide: AutoContinuous, symmetry: Symmetry, *args) -> dict[tuple[str, ...], Law]:
-    guide(*args)
+def _joint_law(guide: AutoJoint | AutoContinuous, symmetry: Symmetry, *args) -> dict[tuple[str, ...], Law]:
+    if guide.prototype_trace is None:
+        guide(*args)
     nodes = dict(guide.prototype_trace.iter_stochastic_nodes())
     spaces = {name: space_of(symmetry, name, node) for name, node in nodes.items()}
+    own = guide._shapes if isinstance(guide, AutoJoint) else guide._unconstrained_shapes
     for name, space in spaces.items():
-        _check_kept(name, space.transform, space.rep)
-    rep = joint_action(symmetry.group, spaces, {name: guide._unconstrained_shapes[name] for name in nodes})
+        if not isinstance(guide, AutoJoint) or guide._transforms[name] != space.transform:
+            _check_kept(name, space.transform, space.rep)
+    rep = joint_action(symmetry.group, spaces, {name: own[name] for name in nodes})
     return {tuple(nodes): (guide.get_posterior(), rep)}
 
 

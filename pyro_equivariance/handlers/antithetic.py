@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
@@ -45,17 +46,19 @@ class AntitheticMessenger(Messenger):
         value = normal.loc + normal.scale * self._orbit_noise(site, msg, normal)
         for transform in transforms:
             value = transform(value)
-        msg["value"], msg["done"] = value, True
+        msg["value"] = value
 
     def _orbit_noise(self, site: str, msg, normal) -> Tensor:
         """``ρ(g) ε``: this call's ``g``, or, of particles side by side, all of the group along their axis."""
         rep = self.symmetry[site]
-        axes = [f.dim - len(msg["fn"].event_shape) for f in msg["cond_indep_stack"] if f.name.startswith(PARTICLES)]
+        # The plate of the particles is outside of this handler, and marks the message after it.
+        plates = [f for f in _PYRO_STACK if getattr(f, "name", "").startswith(PARTICLES)]
+        axes = [f.dim - len(msg["fn"].event_shape) for f in plates]
         if not axes:
             noise = self._noise.setdefault(site, torch.randn_like(normal.loc.expand(normal.batch_shape)))
             return rep.act(self._calls, noise)
         self._calls = -1
-        shape = list(normal.batch_shape)
+        shape = list(torch.broadcast_shapes(normal.batch_shape, (plates[0].size,) + (1,) * (-axes[0] - 1)))
         count = shape[axes[0]]
         if count % self._order:
             raise SymmetryError(
@@ -69,16 +72,20 @@ class AntitheticMessenger(Messenger):
     def _check(self, site: str, msg, normal, transforms) -> None:
         rep = self.symmetry[site]
         check_plates(site, rep, len(msg["fn"].event_shape), msg["cond_indep_stack"])
+        prototype = getattr(self._guide, "prototype_trace", None)
+        if msg["infer"].get("is_auxiliary") and prototype is not None:
+            node = prototype.nodes[site]
+            if site_space(site, node["fn"].support, rep, node["value"].shape).rep.event_shape != rep.event_shape:
+                raise SymmetryError(
+                    f"Expected site {site!r} to be transformed entry by entry; its transform changes the shape. Use "
+                    f"pe.AutoOrbitMixture, which needs no such draws."
+                )
         check_transforms(site, transforms, rep, normal.batch_shape)
         if not is_closed(normal, rep) or not rep.is_orthogonal:
             raise SymmetryError(
                 f"Expected site {site!r} to be moved by signed permutations, under which noise keeps its law entry by "
                 f"entry; got {rep}."
             )
-        prototype = getattr(self._guide, "prototype_trace", None)
-        if msg["infer"].get("is_auxiliary") and prototype is not None:
-            node = prototype.nodes[site]
-            site_space(site, node["fn"].support, rep, node["value"].shape)
 
 
 def antithetic(fn: Callable, symmetry: Symmetry) -> Callable:

@@ -50,7 +50,7 @@ class AugmentMessenger(Messenger):
             finally:
                 self._copies = 0
 
-        augmented.augmentation = (self.orbit, self.likelihood)
+        augmented.augmentation = self
         return augmented
 
     def __enter__(self):

@@ -73,7 +73,7 @@ class SymmetrizeMessenger(Messenger):
             msg["fn"] = average_site(site, before, self.symmetry, self.rule)
         except ClosednessError as error:
             raise ClosednessError(
-                f"Expected site {site!r} to draw from a Normal that the action keeps, or from one under transforms "
+                f"Expected site {site!r} to draw from a law that the action keeps, or from one under transforms "
                 f"entry by entry: {error} pe.AutoSymmetricMultivariateNormal and pe.AutoOrbitMixture bear more."
             ) from error
         if self._looks:
@@ -127,4 +127,6 @@ def symmetrize(fn: Callable | None = None, symmetry: Symmetry | None = None, rul
     >>> pyro.poutine.trace(guide).get_trace().nodes["z"]["fn"].mean.tolist()
     [1.0, 1.0]
     """
-    return wrap(SymmetrizeMessenger(needed(symmetry), rule, fn), fn)
+    averaged = wrap(SymmetrizeMessenger(needed(symmetry), rule, fn), fn)
+    averaged.always_invariant = True
+    return averaged

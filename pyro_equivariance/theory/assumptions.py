@@ -1,31 +1,35 @@
 """Which conditions of exactly equivariant training hold, each of them measured, and what follows."""
 
-import copy
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from ..errors import SymmetryError, check_option
 from ..families import is_closed, kl, push_forward
-from ..guides import AutoOrbitMixture
+from ..families.base import unwrap
+from ..guides.base import own_randomness
 from ..guides.parameters import example_of, parameter_actions, site_laws
-from ..model_symmetries.base import ModelDensity, own_randomness
-from ..model_symmetries.check import MovedDensity, some_elements
+from ..model_symmetries.base import ModelDensity
+from ..model_symmetries.check import JACOBIAN, MovedDensity, change_of_site, some_elements
 from ..networks.bayesian import BayesianNetwork
+from ..prediction import lifted_check
 from ..symmetry import Symmetry, needed
-from .certificate import certificate
+from .certificate import MAX_ELEMENTS, certificate, divergences, is_by_construction, is_tied
 
 DRAWS = ("independent", "antithetic", "exact")
 ORBITS = ("full", "random", "none")
 OUTCOMES = ("exactly equivariant", "in law only", "not")
 ROUNDING, INVARIANT = 1e-8, 1e-10
 STEPS = 3
+WIDTH = 55
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,10 @@ class Assumptions:
         lines = [f"{'':<4}{'condition':<32} {'holds':<6} {'measured':>10}  where"]
         for c in self.conditions:
             number = "" if c.measured is None else f"{c.measured:.1e}"
+            where = textwrap.shorten(c.where, WIDTH, placeholder=" …")
             unit = f" ({c.unit})" if c.unit and c.measured is not None else ""
             lines.append(
-                f"({c.letter}) {c.name:<32} {'yes' if c.holds else 'no':<6} {number:>10}  {c.where}{unit}".rstrip()
+                f"({c.letter}) {c.name:<32} {'yes' if c.holds else 'no':<6} {number:>10}  {where}{unit}".rstrip()
             )
         return "\n".join([*lines, f"Training: {self.outcome}. {self.reason}"])
 
@@ -123,15 +128,16 @@ def check_assumptions(
     if draws is None:
         draws = "antithetic" if hasattr(guide, "restart") else "independent"
     check_option("draws", draws, DRAWS)
-    conditions = (
-        check.compatible(),
-        check.augmented(augmentation),
-        check.closed(),
-        check.prior(),
-        check.invariant(),
-        check.optimizer(optimizer),
-        _noise(draws, check.sees_data),
-    )
+    with own_randomness(0):
+        conditions = (
+            check.compatible(),
+            check.augmented(augmentation),
+            check.closed(),
+            check.prior(),
+            check.invariant(),
+            check.optimizer(optimizer),
+            _noise(draws),
+        )
     return Assumptions(conditions, *_conclusion(conditions, check.always, average_gradient))
 
 
@@ -140,14 +146,16 @@ class _Check:
 
     def __init__(self, model, guide, symmetry: Symmetry, data):
         self.model, self.inner, self.symmetry = model, inspect.unwrap(model), symmetry
-        self.guide, self.plain = guide, inspect.unwrap(guide)
+        self.plain = inspect.unwrap(guide) if hasattr(guide, "restart") else guide
+        self.network = getattr(self.inner, "big", self.inner)  # of a tied expansion the large one
         data = (data,) if isinstance(data, Tensor) else tuple(data)
-        if not data and isinstance(self.inner, BayesianNetwork):
-            data = example_of(self.inner, symmetry)
+        if not data and isinstance(self.network, BayesianNetwork) and symmetry.inputs is not None:
+            data = example_of(self.network, symmetry)
         self.data, self.always = data, bool(getattr(self.plain, "always_invariant", False))
-        if getattr(self.plain, "prototype_trace", True) is None:
-            with poutine.block(), own_randomness(0):
+        with poutine.block(), own_randomness(0):
+            if getattr(self.plain, "prototype_trace", True) is None:
                 self.plain(*data)
+            self.tied = is_tied(self.plain, symmetry)
 
     @functools.cached_property
     def _moved(self) -> MovedDensity:
@@ -159,22 +167,28 @@ class _Check:
 
     def compatible(self) -> Condition:
         name = "the likelihood is compatible"
-        if isinstance(self.inner, BayesianNetwork):
+        if self.tied:
+            like = next(self.network.net.parameters())
+            x = torch.randn(4, *self.symmetry.inputs.event_shape, dtype=like.dtype, device=like.device)
+            worst = lifted_check(self.inner, self.plain, self.symmetry, x)
+            holds = worst <= torch.finfo(like.dtype).eps ** 0.5
+            return Condition("a", name, holds, worst, "relative", "every draw", "another arrangement")
+        if isinstance(self.network, BayesianNetwork):
             try:
-                worst, where, holds = self.symmetry.check(self.inner.net), "network", True
+                worst, where, holds = self.symmetry.check(self.network.net), "network", True
             except SymmetryError as error:
                 return Condition("a", name, False, None, "", _first_sentence(error), "resize or change that layer")
             return Condition("a", name, holds, worst, "relative", where)
         worst, where, holds = 0.0, "no observations", True
         for values in self._moved.density.draws(2):
-            before, allowed = self._moved.terms(values), self._moved.rounding(values)
+            before, noise = self._moved.terms(values), self._moved.noise(values)
             for g in self._elements:
                 after = self._moved.terms(values, g)
-                for site in before.sites.keys() - self._moved.density.latents.keys():
-                    change = abs(after.sites[site] - before.sites[site])
-                    if not change <= worst or where == "no observations":
-                        worst, where = max(change, worst), repr(site)
-                    holds = holds and change <= allowed[site]
+                for site in [name for name in before.sites if _is_observed(name, self._moved.density)]:
+                    change, allowed = change_of_site(site, before, after, noise)
+                    if not abs(change) <= worst or where == "no observations":
+                        worst, where = max(abs(change), worst), repr(site)
+                    holds = holds and abs(change) <= allowed
         return Condition("a", name, holds, worst, "nats", where, "give the symmetry that the likelihood has")
 
     @property
@@ -186,32 +200,28 @@ class _Check:
         name = "the augmentation is full"
         if not self.sees_data:
             return Condition("b", name, True, None, "", "no inputs move, none is needed")
-        orbit = augmentation or getattr(self.model, "augmentation", ("none",))[0]
-        return Condition(
-            "b", name, orbit == "full", None, "", orbit, "pe.handlers.augment(model, symmetry, orbit='full')"
-        )
+        messenger = getattr(self.model, "augmentation", None)
+        where = augmentation or (messenger.orbit if messenger else "none")
+        if augmentation is None and where == "full" and messenger.symmetry.inputs != self.symmetry.inputs:
+            where = f"of {messenger.symmetry.group}"
+        return Condition("b", name, where == "full", None, "", where, "pe.handlers.augment(model, symmetry)")
 
     @functools.cached_property
     def _laws(self):
-        if isinstance(self.plain, AutoOrbitMixture):
-            return {}
-        try:
-            return site_laws(self.plain, self.symmetry, *self.data)
-        except SymmetryError:
-            if self.always:
-                return {}
-            raise
+        return {} if self.always else site_laws(self.plain, self.symmetry, *self.data)
 
     def closed(self) -> Condition:
         name = "the family is closed"
         if self.always:
-            return Condition("c", name, True, None, "", "invariant by construction")
+            return Condition("c", name, True, None, "", "not needed: the guide is averaged")
         spoilt = [", ".join(names) for names, law in self._laws.items() if not is_closed(*law)]
         where = repr(spoilt[0]) if spoilt else "all sites"
         return Condition("c", name, not spoilt, None, "", where, "pe.AutoOrbitMixture, or a full covariance")
 
     def prior(self) -> Condition:
         name = "the prior is invariant"
+        if self.tied:
+            return Condition("d", name, True, None, "", "not needed: every draw is equivariant")
         worst, where = 0.0, "all sites"
         for site, value in self._prior_divergences().items():
             if not value <= worst:
@@ -237,15 +247,20 @@ class _Check:
 
     def invariant(self) -> Condition:
         name = "the guide is invariant now"
-        if self.always and not self._laws:
-            return Condition("e", name, True, 0.0, "nats", "invariant by construction")
         try:
-            bound = certificate(self.plain, self.symmetry, *self.data)
+            bound = self._bound()
         except SymmetryError as error:
-            return Condition("e", name, False, None, "", _first_sentence(error), "a guide with closed forms")
+            return Condition("e", name, False, None, "", _first_sentence(error), "a guide with a closed form")
         worst = float(bound.kl.max())
         where = max(bound.sites, key=lambda site: float(bound.sites[site].max())) if worst > INVARIANT else "all sites"
         return Condition("e", name, worst <= INVARIANT, worst, "nats", where, "pe.symmetrize_(guide, symmetry)")
+
+    def _bound(self):
+        """Divergences under all elements, or of a large group under generators and some at random."""
+        group = self.symmetry.group
+        if is_by_construction(self.plain, self.symmetry) or (group.is_indexed and len(group) <= MAX_ELEMENTS):
+            return certificate(self.plain, self.symmetry, *self.data)
+        return divergences(self.plain, self.symmetry, self._elements, *self.data)
 
     def optimizer(self, optimizer) -> Condition:
         name = "the optimizer commutes"
@@ -262,8 +277,12 @@ class _Check:
         )
 
 
-def _noise(draws: str, inputs_move: bool) -> Condition:
-    advice = "pe.handlers.antithetic(guide, symmetry), or fit(average_gradient=symmetry)"
+def _is_observed(name: str, density: ModelDensity) -> bool:
+    return name.removesuffix(JACOBIAN) not in density.latents
+
+
+def _noise(draws: str) -> Condition:
+    advice = "pe.handlers.antithetic, or fit(average_gradient=symmetry)"
     return Condition("g", "gradients are free of noise", draws != "independent", None, "", f"{draws} draws", advice)
 
 
@@ -271,8 +290,10 @@ def _conclusion(conditions, always: bool, average_gradient: bool) -> tuple[str, 
     by = {c.letter: c for c in conditions}
     if not by["a"].holds:
         return "not", _because(by["a"])
-    if always:
+    if always and by["e"].holds:
         return "exactly equivariant", "The guide is invariant for every value of its parameters."
+    if always:  # under another symmetry than its own
+        return "not", _because(by["e"])
     needed_first = "cf" if average_gradient else "cdef"
     broken = [by[letter] for letter in needed_first if not by[letter].holds]
     if broken:
@@ -293,11 +314,21 @@ def _because(condition: Condition) -> str:
 
 
 def _divergence(before, after, rep, g) -> float:
-    """``KL(ρ(g)_# before ‖ after)``; NaN where it has no closed form."""
+    """``KL(ρ(g)_# before ‖ after)``; of Normals that the action mixes as of one with all correlations; else NaN."""
     try:
+        if not is_closed(before, rep) and len(rep.event_shape) == 1:
+            before, after = _with_correlations(before), _with_correlations(after)
         return max(float(kl(push_forward(before, rep, g), after)), 0.0)
     except (SymmetryError, NotImplementedError):
         return float("nan")
+
+
+def _with_correlations(q):
+    """Independent Normals as one Normal on their last axis."""
+    _, core, _ = unwrap(q)
+    if not isinstance(core, torch.distributions.Normal):
+        return q
+    return dist.MultivariateNormal(core.loc.double(), scale_tril=torch.diag_embed(core.scale.double()))
 
 
 def _drift(optimizer, actions) -> float:
@@ -319,9 +350,8 @@ def _drift(optimizer, actions) -> float:
 
 def _stepper(optimizer, leaf: Tensor) -> Callable[[], None]:
     if isinstance(optimizer, pyro.optim.PyroOptim):
-        own = copy.deepcopy(optimizer)
-        own.optim_objs.clear()
-        return lambda: own([leaf])
+        options = optimizer.pt_optim_args
+        return optimizer.pt_optim_constructor([leaf], **(options("parameter") if callable(options) else options)).step
     return (torch.optim.Adam([leaf], lr=0.01) if optimizer is None else optimizer([leaf])).step
 
 
@@ -331,4 +361,4 @@ def _name(optimizer) -> str:
 
 
 def _first_sentence(error: Exception) -> str:
-    return str(error).split(". ")[0].removeprefix("Expected ").rstrip(".")
+    return str(error).split(". ")[0].split("; ")[0].removeprefix("Expected ").rstrip(".")
