@@ -81,6 +81,10 @@ def site_laws(guide, symmetry: Symmetry, *args) -> dict[tuple[str, ...], Law]:
 
     :raises SymmetryError: for a guide whose coordinates it does not move so.
     """
+    if getattr(guide, "prototype_trace", True) is None and not args:
+        raise SymmetryError(
+            f"Expected {type(guide).__name__} to be initialised. Call it once with the model's arguments, or pass them."
+        )
     with own_randomness(0):
         if isinstance(guide, (AutoJoint, AutoContinuous)):
             return _joint_law(guide, symmetry, *args)

@@ -252,7 +252,8 @@ class _Check:
         except SymmetryError as error:
             return Condition("e", name, False, None, "", _first_sentence(error), "a guide with a closed form")
         worst = float(bound.kl.max())
-        where = max(bound.sites, key=lambda site: float(bound.sites[site].max())) if worst > INVARIANT else "all sites"
+        site = max(bound.sites, key=lambda name: float(bound.sites[name].max()))
+        where = repr(site) if worst > INVARIANT else "all sites"
         return Condition("e", name, worst <= INVARIANT, worst, "nats", where, "pe.symmetrize_(guide, symmetry)")
 
     def _bound(self):
@@ -310,7 +311,8 @@ def _conclusion(conditions, always: bool, average_gradient: bool) -> tuple[str, 
 
 def _because(condition: Condition) -> str:
     advice = f" Use {condition.advice}." if condition.advice else ""
-    return f"({condition.letter}) fails at {condition.where}.{advice}"
+    how = {"b": f": augmentation {condition.where}", "g": f": {condition.where}"}
+    return f"({condition.letter}) fails{how.get(condition.letter, f' at {condition.where}')}.{advice}"
 
 
 def _divergence(before, after, rep, g) -> float:

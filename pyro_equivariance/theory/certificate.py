@@ -53,6 +53,8 @@ class Certificate:
 
     def __str__(self) -> str:
         worst = int(self.total_variation.argmax())
+        if not self.defect:
+            return "defect 0: the posterior is invariant"
         lines = [
             f"defect at most {self.defect:.3g}; at {self.worst!r}, the worst element, class probabilities differ by at "
             f"most {float(self.l1[worst]):.3g} in sum",
