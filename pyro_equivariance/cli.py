@@ -1,4 +1,4 @@
-"""The command line: ``pyro-equivariance compare``."""
+"""The command line: ``pyro-equivariance compare`` and ``pyro-equivariance theory``."""
 
 import argparse
 import sys
@@ -8,10 +8,13 @@ from dataclasses import fields
 from . import __version__
 from .errors import SymmetryError
 from .experiments.base import COUNTING, GROUPS, PRIORS, Config
+from .experiments.theory import STUDIES, run_study
+
+SMOKE = "a tiny version of all of it, in seconds, to see that it runs"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The argument parser; the defaults are those of :class:`~pyro_equivariance.experiments.Config`."""
+    """The argument parser; the defaults are those of :class:`~pyro_equivariance.experiments.Config` and the studies."""
     top = argparse.ArgumentParser(
         prog="pyro-equivariance", description="Variational posteriors that respect a symmetry."
     )
@@ -55,18 +58,28 @@ def parser() -> argparse.ArgumentParser:
         help="torch threads; the same number repeats results bit for bit",
     )
     add("--out", default=default.out, help="folder for results.json, posterior.nc, pictures and checkpoints")
-    add("--smoke", action="store_true", help="a tiny version of all of it, in seconds, to see that it runs")
+    add("--smoke", action="store_true", help=SMOKE)
+    _add_studies(commands)
     return top
+
+
+def _add_studies(commands) -> None:
+    sub = commands.add_parser("theory", help="run one of the studies behind the theory")
+    studies = sub.add_subparsers(dest="study", required=True, metavar="{" + ",".join(STUDIES) + "}")
+    for name, study in STUDIES.items():
+        one = studies.add_parser(name, help=study.words, description=f"Measures {study.words}.",
+                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+        for f in fields(study.config):
+            kind = _integers if isinstance(f.default, tuple) else type(f.default)
+            one.add_argument(f"--{f.name.replace('_', '-')}", default=f.default, type=kind, help=f.metadata["help"])
+        one.add_argument("--smoke", action="store_true", help=SMOKE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for what the user can mend, 130 if interrupted."""
     options = vars(parser().parse_args(arguments))
     try:
-        from .experiments.compare import compare
-
-        config = Config(**{f.name: options[f.name] for f in fields(Config)})
-        compare(config.smoke() if options["smoke"] else config, progress=sys.stderr.isatty())
+        _run(options)
         if options["smoke"]:
             print("This was a smoke run: all of it works, but its numbers mean nothing.")
     except SymmetryError as error:
@@ -77,9 +90,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pyro-equivariance: error: {error} {notes}".rstrip(), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("pyro-equivariance: interrupted; results.json holds the runs that were finished.", file=sys.stderr)
+        kept = (
+            "results.json holds the runs that were finished"
+            if options["command"] == "compare"
+            else "nothing is written"
+        )
+        print(f"pyro-equivariance: interrupted; {kept}.", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(options: dict) -> None:
+    kind = Config if options["command"] == "compare" else STUDIES[options["study"]].config
+    config = kind(**{f.name: options[f.name] for f in fields(kind)})
+    config = config.smoke() if options["smoke"] else config
+    if options["command"] == "theory":
+        run_study(options["study"], config)
+        return
+    from .experiments.compare import compare
+
+    compare(config, progress=sys.stderr.isatty())
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ DECADES = 6  # below the largest defect, where rounding errors begin
 STEEP = 30  # ratio of the largest to the smallest loss from which on the axis is logarithmic
 
 
-def _styled(draw: Callable) -> Callable:
+def styled(draw: Callable) -> Callable:
     """Draw with this module's style on matplotlib's defaults; the user's settings are back afterwards."""
 
     @wraps(draw)
@@ -62,7 +62,7 @@ def _styled(draw: Callable) -> Callable:
     return styled
 
 
-@_styled
+@styled
 def accuracy(runs: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     """The accuracy of each method on upright and on moved test inputs: mean over seeds, and each seed.
 
@@ -89,7 +89,7 @@ def accuracy(runs: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     return ax
 
 
-@_styled
+@styled
 def defect(runs: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     """The unbiased equivariance defect of each run, ± its jackknife standard error over draws.
 
@@ -125,7 +125,7 @@ def defect(runs: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     return ax
 
 
-@_styled
+@styled
 def defect_sweep(sweep: metrics.DefectSweep) -> Figure:
     """The defect against the number T of draws, on the left its mean ± standard error, on the right its spread.
 
@@ -156,7 +156,7 @@ def defect_sweep(sweep: metrics.DefectSweep) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def sample_size(
     epsilons: Sequence[float] = EPSILONS,
     deltas: Sequence[float] = (0.1, 0.05, 0.01),
@@ -192,7 +192,7 @@ def sample_size(
     return ax
 
 
-@_styled
+@styled
 def kernels(before, after, names: Sequence[str] | None = None, labels: Sequence[str] = ("before", "after")) -> Figure:
     """The same kernels before and after symmetrization, one above the other, on one colour scale around zero.
 
@@ -229,7 +229,7 @@ def kernels(before, after, names: Sequence[str] | None = None, labels: Sequence[
     return figure
 
 
-@_styled
+@styled
 def orbit(images, probs, names: Sequence[str], label: int | None = None) -> Figure:
     """An input's predictive over its orbit: each moved image, and below it the class probabilities.
 
@@ -270,7 +270,7 @@ def orbit(images, probs, names: Sequence[str], label: int | None = None) -> Figu
     return figure
 
 
-@_styled
+@styled
 def training(histories: Mapping[str, Sequence[Mapping]]) -> Figure:
     """The training loss and the validation score of each method by epoch, a thin line for each seed.
 

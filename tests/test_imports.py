@@ -49,6 +49,12 @@ SIBLINGS = {
     "theory/assumptions.py": {"certificate"},
     "experiments/compare.py": {"evaluation", "methods"},
     "experiments/evaluation.py": {"methods"},
+    "experiments/assumptions.py": {"study"},
+    "experiments/certificates.py": {"study"},
+    "experiments/families.py": {"study"},
+    "experiments/priors.py": {"study"},
+    "experiments/samples.py": {"study"},
+    "experiments/theory.py": {"assumptions", "certificates", "families", "figures", "priors", "samples", "study"},
 }
 
 # The only modules that may import these, at any level.

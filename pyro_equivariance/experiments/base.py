@@ -1,6 +1,11 @@
 """What an experiment is: its configuration, and the data and networks that follow from it."""
 
 import errno
+import json
+import math
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -202,18 +207,53 @@ def _check_device(name: str) -> None:
         raise OptionError(f"Expected --device to be one that torch can use here, such as cpu; got {name!r}.") from error
 
 
-def check_writable(out: str) -> Path:
-    """The folder, made if need be, once a file could be written into it."""
+def check_writable(
+    out: str, files: Sequence[str] = ("results.json", "posterior.nc"), folders: Sequence[str] = ("checkpoints",)
+) -> Path:
+    """The folder, made if need be with its subfolders, once these files could be written into it."""
     path = Path(out)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "checkpoints").mkdir(exist_ok=True)
-        for folder in (path, path / "checkpoints"):
+        for folder in (path, *(path / name for name in folders)):
+            folder.mkdir(exist_ok=True)
             probe = folder / ".writable"
             probe.touch()
             probe.unlink()
-        if (path / "results.json").is_dir() or (path / "posterior.nc").is_dir():
-            raise IsADirectoryError(errno.EISDIR, "results.json or posterior.nc is a folder there")
+        if any((path / name).is_dir() for name in files):
+            raise IsADirectoryError(errno.EISDIR, f"{' or '.join(files)} is a folder there")
     except OSError as error:
         raise OptionError(f"Expected --out to be a folder that can be written; {out!r}: {error.strerror}.") from error
     return path
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON whole or not at all; numbers that are not finite become null."""
+    text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def finite(value):
+    """The same with ``None`` for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def torch_threads(count: int):
+    """So many torch threads; one is the fastest for small images unless the cores are idle."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

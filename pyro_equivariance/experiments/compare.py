@@ -1,12 +1,9 @@
 """The main job: train each method on one data set, and say which one to use here."""
 
-import json
-import math
 import os
 import platform
 import statistics
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyro
@@ -16,7 +13,7 @@ from .. import diagnostics, plots
 from ..data import ImageData
 from ..errors import check_option
 from ..prediction import orbit_predict
-from .base import Config, Problem, check_writable, load_data, make_problem
+from .base import Config, Problem, check_writable, load_data, make_problem, torch_threads, write_json
 from .evaluation import DEFINITIONS, evaluate, inputs_symmetry
 from .methods import METHODS, Fitted
 
@@ -53,7 +50,7 @@ def compare(config: Config, progress: bool = True) -> dict:
     out = check_writable(config.out)
     run = _Run(config, out, data)
     _print_head(config, data)
-    with _threads(config.threads):
+    with torch_threads(config.threads):
         for seed, problem in problems.items():
             for name in methods:
                 run.add(name, seed, problem, progress)
@@ -66,17 +63,6 @@ def chosen_methods(config: Config) -> list[str]:
     for name in config.methods:
         check_option("--methods", name, (*METHODS, "all"))
     return list(METHODS) if "all" in config.methods else list(dict.fromkeys(config.methods))
-
-
-@contextmanager
-def _threads(count: int):
-    """So many torch threads; one is the fastest for small images unless the cores are idle."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Run:
@@ -149,21 +135,6 @@ def _equivariance(group: Sequence[dict]) -> str:
     if abs(defect) <= 2 * error:
         return f"Its measured defect, {defect:.1e} ± {error:.1e}, cannot be told from 0, but nothing keeps it there."
     return f"Its posterior is not equivariant: defect {defect:.1e} ± {error:.1e}."
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write JSON whole or not at all; numbers that are not finite become null."""
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    os.replace(part, path)
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _save_checkpoint(path: Path, fitted: Fitted) -> None:
