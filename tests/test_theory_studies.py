@@ -15,7 +15,8 @@ from pyro_equivariance.data import ImageData, synthetic
 from pyro_equivariance.experiments import assumptions, families, priors, study
 from pyro_equivariance.experiments.theory import STUDIES, as_csv
 
-SMALL = {"samples": ["--sizes", "2,4"], "priors": [], "assumptions": ["--steps", "4"], "certificate": [], "families": []}
+SMALL = {"samples": ["--sizes", "2,4"], "priors": [], "assumptions": ["--steps", "4"], "certificate": [],
+         "families": []}  # fmt: skip
 
 
 def run(capsys, *arguments):

@@ -89,7 +89,7 @@ def families(result: Mapping) -> Figure:
     axes = figure.subplots(1, 4, sharey=True)
     settings = list(dict.fromkeys((r["family"], r["network"]) for r in result["rows"]))
     panels = (("objective", "nats per image"), ("orbit_accuracy", "fraction of moved copies"),
-              ("defect", "squared probability difference"), ("divergence", "max KL(q | g q) over g (nats)"))  # fmt: skip
+              ("defect", "squared probability difference"), ("divergence", "max KL(q | g q) (nats)"))  # fmt: skip
     guides = (("free", RED, "D", -0.14), ("symmetric", BLUE, "o", 0.14))
     for ax, (column, label) in zip(axes, panels, strict=True):
         for guide, color, marker, shift in guides:
@@ -102,6 +102,8 @@ def families(result: Mapping) -> Figure:
     axes[2].set_xscale("symlog", linthresh=1e-3)
     axes[2].axvline(0, color="0.4", lw=0.8)
     axes[3].set_xscale("symlog", linthresh=1)
+    axes[3].set(xlim=(-0.5, 1e6), xticks=(0, 1e2, 1e4, 1e6))
+    axes[3].xaxis.set_minor_locator(NullLocator())
     axes[0].set_yticks(range(len(settings)), [f"{family}, {network}" for family, network in settings])
     axes[0].invert_yaxis()
     marks = [Line2D([], [], color=c, marker=m, mfc="none", ls="", ms=4, label=name) for name, c, m, _ in guides]
