@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ClosednessError, OptionError, check_option
 from ..families import family_of, is_closed, orbit_mean
+from ..representations import Representation
 from ..spaces import Space, check_plates, check_shape, space_of
 from ..symmetrize import RULES
 from ..symmetry import Symmetry, needed
@@ -67,7 +68,7 @@ class AutoSymmetric(AutoDirect):
     :param dict families: by site ``"gamma"``, ``"inverse_gamma"``, ``"exponential"``, ``"lognormal"``, ``"beta"``,
         ``"dirichlet"``, ``"normal"`` or ``"laplace"`` (the last has no natural parameters: with ``"projection"`` only).
     :param str rule: ``"geometric"``, ``"arithmetic"`` or ``"projection"``.
-    :param init_loc_fn: as in Pyro's autoguides: where the sites' means start.
+    :param init_loc_fn: as in Pyro's autoguides: where the sites' means start, once they were averaged.
     :param init_scale: the initial standard deviation, relative to the value for positive sites, or a callable from a
         site.
     :param create_plates: as in Pyro's autoguides.
@@ -108,14 +109,20 @@ class AutoSymmetric(AutoDirect):
             )
         self.standard = PyroModule()
         for name, site in sites.items():
-            _, parameters, start = FAMILIES[self._family(name)]
+            kind, parameters, start = FAMILIES[self._family(name)]
             value = self._unconstrained(name, site) if name not in self.families else self._constrained(name, site)
             event_dim, scale = self._event_dims[name], self._first_scale(site, value)
-            for parameter, first in zip(parameters, start(value, scale), strict=True):
-                first = _whole(first.expand_as(value).contiguous(), site, event_dim)
+            law = kind(*(first.expand_as(value) for first in start(value, scale)))
+            self._check_closed(name, law)
+            projected = orbit_mean(law, self._rep(name), "standard")  # of a law that is not, the average may be far off
+            for parameter, first in zip(parameters, family_of(law).coordinates(projected, "standard"), strict=True):
+                first = _whole(first.contiguous(), site, event_dim)
                 param = PyroParam(first, _constraint(parameter), event_dim)
                 deep_setattr(self.standard, f"{parameter}.{name}", param)
-            self._check_closed(name)
+
+    def _rep(self, name: str) -> Representation:
+        """The action on the coordinates of a site's family."""
+        return self._spaces[name].rep if name in self._spaces else self.symmetry[name]
 
     def _family(self, name: str) -> str:
         return self.families.get(name, "normal")
@@ -141,9 +148,8 @@ class AutoSymmetric(AutoDirect):
         self._spaces[name] = space_of(self.symmetry, name, site)
         return self._spaces[name].transform
 
-    def _check_closed(self, name: str) -> None:
-        rep = self._spaces[name].rep if name in self._spaces else self.symmetry[name]
-        law = self._free(name)
+    def _check_closed(self, name: str, law: dist.Distribution) -> None:
+        rep = self._rep(name)
         if not is_closed(law, rep):
             simplex = name not in self.families and _region(self.prototype_trace.nodes[name]["fn"].support)
             advice = f"Add families={{{name!r}: 'dirichlet'}}." if simplex == "a simplex" else family_of(law).advice
