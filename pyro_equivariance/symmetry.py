@@ -183,7 +183,7 @@ class Symmetry:
                     f"Expected the representation of site {name!r} to act on shape {tuple(value.shape)}; "
                     f"got {tuple(self[name].event_shape)}."
                 )
-        x = _random_inputs(net, self._need_inputs().event_shape, generator)
+        x = random_inputs(net, self._need_inputs().event_shape, generator)
         expected = _run(net, weights, x, self.features)
         worst = 0.0
         for g in elements:
@@ -282,7 +282,7 @@ def _random_like(parameter: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5
 
 
-def _random_inputs(net: nn.Module, shape, generator: torch.Generator) -> Tensor:
+def random_inputs(net: nn.Module, shape, generator: torch.Generator) -> Tensor:
     """Two inputs: standard normal numbers, or tokens where the network has a table of them."""
     tables = [m.num_embeddings for m in net.modules() if isinstance(m, nn.Embedding)]
     if tables:

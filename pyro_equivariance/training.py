@@ -25,7 +25,7 @@ from .handlers import ExpandedNetwork
 from .networks.bayesian import BayesianNetwork
 from .prediction import log_predictive, predict
 from .representations import Representation
-from .symmetry import Symmetry
+from .symmetry import Symmetry, needed
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,12 @@ class Training:
         """Train this model and guide from here on, with an optimizer of their own."""
         self.model, self.guide = model, guide
         self.parameters = _capture_parameters(model, guide, self.loss, self.example)
+        if hasattr(guide, "restart") and self.loss.num_particles % len(guide.symmetry.group):
+            order = len(guide.symmetry.group)
+            raise OptionError(
+                f"Expected loss= with a number of particles that is a multiple of {order}, for draws that come in "
+                f"orbits; got {self.loss.num_particles}. Use pyro.infer.TraceMeanField_ELBO(num_particles={order})."
+            )
         if self.average_gradient is not None:
             self.actions = parameter_actions(guide, self.average_gradient, *self.example)
         self.optimizer = _build(self.make_optimizer, self.parameters)
@@ -278,6 +284,7 @@ def fit(
     order = torch.Generator().manual_seed(seed)
     loss = loss or TraceMeanField_ELBO()
     example = tuple(t[:batch_size] for t in data)
+    average_gradient = None if average_gradient is None else needed(average_gradient)
     training = Training(model, guide, loss, optimizer, scheduler, data, example, average_gradient=average_gradient)
     training.start(model, guide)
     history = {"loss": [], "kl_weight": [], "validation": []}

@@ -201,7 +201,7 @@ class TestSiteSpace:
         (constraints.sphere, TURNED), (constraints.lower_cholesky, PERMUTED * PERMUTED),
     ], ids=["sphere", "lower Cholesky"])  # fmt: skip
     def test_without_a_bijection(self, support, rep):
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(pe.SymmetryError, match="'z'.*has none"):
             site_space("z", support, rep, rep.event_shape)
 
     @pytest.mark.parametrize("rep", [

@@ -1,8 +1,10 @@
 """When training is exactly equivariant, and how far from it a posterior can be: predictions against what happens."""
 
+import contextlib
 import functools
 import json
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -764,7 +766,7 @@ def test_coordinatewise_rules_leave_the_invariant_parameters(build):
 def test_all_rules_commute_with_signed_permutations(name):
     actions = [pe.image(C4, (3, 3)), turning_plane() * pe.image(C4, (2, 2)), pe.permutation(S3)]
     assert _drift({**COORDINATEWISE, **ROTATABLE}[name], [(None, rep) for rep in actions]) == pytest.approx(
-        0, abs=1e-12
+        0, abs=1e-10
     )
 
 
@@ -878,7 +880,7 @@ def test_a_model_with_arguments():
     for data in (x, (x,)):
         result = pe.check_assumptions(model, guide, symmetry, augmentation="full", data=data, draws="exact")
         assert failing(result) == []
-        assert result["a"].where == "'y'" and result["a"].measured < 1e-10
+        assert result["a"].where == "all observations" and result["a"].measured < 1e-10
 
 
 @pytest.mark.parametrize(("options", "match"), [
@@ -1139,3 +1141,119 @@ def test_random_numbers_go_on_as_if_nothing_was_asked():
         state = torch.get_rng_state()
         ask(model, guide, symmetry)
         assert torch.equal(torch.get_rng_state(), state)
+
+
+# What a verdict is easily wrong about
+
+
+def vector_network():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 2))
+    symmetry = pe.network_symmetry(net, C4, (1, 4, 4), hidden="regular", outputs=pe.vector(C4))
+    model = pe.BayesianNetwork(net, likelihood=pe.NormalLikelihood(0.5))
+    guide = pe.AutoMeanFieldNormal(model)
+    guide.initialize(torch.zeros(1, 1, 4, 4), torch.zeros(1, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pe.WideOrbitWarning)
+        pe.symmetrize_(guide, symmetry)
+    return model, guide, symmetry
+
+
+@pytest.mark.parametrize(("optimizer", "exact"), [(torch.optim.Adam, False), (torch.optim.SGD, True)])
+def test_a_parameter_that_invariance_pins_to_zero(optimizer, exact):
+    """Adam blows the rounding of its gradient up; that is seen before, and happens."""
+    model, guide, symmetry = vector_network()
+    augmented, orbits = pe.handlers.augment(model, symmetry), pe.handlers.antithetic(guide, symmetry)
+    make = functools.partial(optimizer, lr=0.01)
+    result = pe.check_assumptions(augmented, orbits, symmetry, make)
+    assert result.outcome == ("exactly equivariant" if exact else "not")
+    assert exact or result.reason.startswith("(f) fails: Adam")
+    data = torch.randn(20, 1, 4, 4), torch.randn(20, 2)
+    pe.fit(augmented, orbits, data, epochs=20, optimizer=make, progress=False,
+           loss=TraceMeanField_ELBO(num_particles=4))  # fmt: skip
+    assert (float(pe.certificate(guide, symmetry).kl.max()) < 1e-10) == exact
+
+
+def test_a_likelihood_that_turns_with_nothing():
+    model, _, symmetry = vector_network()
+    uneven = pe.BayesianNetwork(model.net, likelihood=lambda o: dist.Normal(o, torch.tensor([0.1, 1.0])).to_event(1))
+    result = pe.check_assumptions(
+        pe.handlers.augment(uneven, symmetry), pe.AutoSymmetricNormal(uneven, symmetry), symmetry
+    )
+    assert result.outcome == "not" and not result["a"].holds and result["a"].where == "'y'"
+
+
+@pytest.mark.parametrize("spoil", ["discrete", "scaled", "masked", "HalfCauchy"])
+def test_what_a_prior_hides(spoil):
+    values = torch.tensor([1.0, 2.0, 1.0])
+
+    def model():
+        law = dist.Normal(torch.full((3,), 1.0), 1.0)
+        if spoil == "HalfCauchy":
+            law = dist.HalfCauchy(values)
+        handler = {"scaled": poutine.scale(scale=values), "masked": poutine.mask(mask=values == 1)}
+        with handler.get(spoil, contextlib.nullcontext()), pyro.plate("units", 3):
+            z = pyro.sample("z", law)
+        if spoil == "discrete":
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.1, 0.2, 0.7])), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(z[..., k], 0.5), obs=torch.tensor(0.3))
+        else:
+            pyro.sample("y", dist.Normal(z.sum(), 0.5), obs=torch.tensor(0.3))
+
+    symmetry = pe.Symmetry(S3, {"z": pe.permutation(S3)})
+    guide = made(pe.AutoMeanFieldNormal(poutine.block(model, hide=["k"]), init_loc_fn=lambda site: torch.ones(3)))
+    result = pe.check_assumptions(model, guide, symmetry, draws="exact")
+    assert result.outcome == "not" and result["e"].holds
+    assert not (result["d"].holds and result["a"].holds)
+
+
+def test_an_exchangeable_prior_without_a_closed_form_is_invariant():
+    def model():
+        with pyro.plate("units", 3):
+            z = pyro.sample("z", dist.HalfCauchy(torch.ones(3)))
+        pyro.sample("y", dist.Normal(z.sum(), 0.5), obs=torch.tensor(0.3))
+
+    symmetry = pe.Symmetry(S3, {"z": pe.permutation(S3)})
+    guide = made(pe.AutoMeanFieldNormal(model, init_loc_fn=lambda site: torch.ones(3)))
+    assert pe.check_assumptions(model, guide, symmetry, draws="exact").outcome == "exactly equivariant"
+
+
+def test_orbits_of_another_group_are_independent_draws():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 3))
+    model = pe.BayesianNetwork(net)
+    half, whole = (pe.network_symmetry(net, group, (1, 3, 3)) for group in (pe.CyclicGroup(2), C4))
+    guide = made(pe.AutoMeanFieldNormal(model), *pixels())
+    pe.symmetrize_(guide, whole)
+    result = pe.check_assumptions(pe.handlers.augment(model, whole), pe.handlers.antithetic(guide, half), whole)
+    assert result.outcome == "in law only" and result.reason.startswith("(g)")
+    result = pe.check_assumptions(pe.handlers.augment(model, half), pe.handlers.antithetic(guide, whole), whole)
+    assert result.outcome == "not" and result.reason.startswith("(b)")
+
+
+def test_looking_leaves_the_orbit_where_it_is():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 3))
+    model, symmetry = pe.BayesianNetwork(net), pe.network_symmetry(net, C4, (1, 3, 3))
+    guide = made(pe.AutoMeanFieldNormal(model), *pixels())
+    pe.symmetrize_(guide, symmetry)
+    orbits = pe.handlers.antithetic(guide, symmetry)
+    first = orbits(*pixels())
+    pe.check_assumptions(pe.handlers.augment(model, symmetry), orbits, symmetry)
+    second = orbits(*pixels())
+    torch.testing.assert_close(second["1.weight"], symmetry["1.weight"].act(1, first["1.weight"]))
+
+
+def test_sites_that_depend_on_one_another_have_no_certificate():
+    def guide():
+        a = pyro.sample("a", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("b", dist.Normal(3 * a[:1].expand(2), 0.1).to_event(1))
+
+    swap = pe.permutation(pe.SymmetricGroup(2))
+    with pytest.raises(pe.SymmetryError, match="'b' depend on other draws"):
+        pe.certificate(guide, pe.Symmetry(swap.group, {"a": swap, "b": swap}))
+
+
+def test_fit_needs_whole_orbits():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 3))
+    model, symmetry = pe.BayesianNetwork(net), pe.network_symmetry(net, C4, (1, 3, 3))
+    guide = pe.handlers.antithetic(pe.AutoMeanFieldNormal(model), symmetry)
+    with pytest.raises(pe.OptionError, match="multiple of 4"):
+        pe.fit(pe.handlers.augment(model, symmetry), guide, pixels(), epochs=1, progress=False)

@@ -137,6 +137,10 @@ class TransformedFamily(Family):
             f"unconstrained values: rep.on_unconstrained(). {self.base.advice}"
         )
 
+    @property
+    def _is_one_to_one(self) -> bool:
+        return all(transform.bijective for transform in self.transforms)
+
     def coordinates(self, q, kind: str) -> tuple[Tensor, ...]:
         return self.base.coordinates(unwrap(q.base_dist)[1], kind)
 
@@ -147,7 +151,7 @@ class TransformedFamily(Family):
         return self.base.actions(rep, kind)
 
     def is_closed(self, rep: Representation) -> bool:
-        return self._lets_through(rep) and self.base.is_closed(rep)
+        return self._is_one_to_one and self._lets_through(rep) and self.base.is_closed(rep)
 
     def log_normalizer(self, natural: tuple[Tensor, ...]) -> Tensor:
         return sum_last(self.base.log_normalizer(natural), self.event_dims)
@@ -172,6 +176,10 @@ class TransformedFamily(Family):
         return self._transformed(self.base.orbit_mean(unwrap(q.base_dist)[1], rep, kind))
 
     def kl(self, q, p) -> Tensor:
+        if not self._is_one_to_one:
+            raise ClosednessError(
+                f"Expected transforms that are one to one, for a divergence; got {self.name}. Estimate it from draws."
+            )
         if list(map(entrywise, q.transforms)) != list(map(entrywise, p.transforms)):
             raise ClosednessError(f"Expected two distributions under the same transforms; got {q} and {p}.")
         return divergence(unwrap(q.base_dist)[:2], unwrap(p.base_dist)[:2])

@@ -114,13 +114,14 @@ class AutoSymmetric(AutoDirect):
             event_dim, scale = self._event_dims[name], self._first_scale(site, value)
             law = kind(*(first.expand_as(value) for first in start(value, scale)))
             self._check_closed(name, law)
-            projected = orbit_mean(law, self._rep(name), "standard")  # of a law that is not, the average may be far off
+            # From a start that is not invariant, an average may lie far from where its parameters are.
+            projected = orbit_mean(law, self._action(name), "standard")
             for parameter, first in zip(parameters, family_of(law).coordinates(projected, "standard"), strict=True):
                 first = _whole(first.contiguous(), site, event_dim)
                 param = PyroParam(first, _constraint(parameter), event_dim)
                 deep_setattr(self.standard, f"{parameter}.{name}", param)
 
-    def _rep(self, name: str) -> Representation:
+    def _action(self, name: str) -> Representation:
         """The action on the coordinates of a site's family."""
         return self._spaces[name].rep if name in self._spaces else self.symmetry[name]
 
@@ -149,7 +150,7 @@ class AutoSymmetric(AutoDirect):
         return self._spaces[name].transform
 
     def _check_closed(self, name: str, law: dist.Distribution) -> None:
-        rep = self._rep(name)
+        rep = self._action(name)
         if not is_closed(law, rep):
             simplex = name not in self.families and _region(self.prototype_trace.nodes[name]["fn"].support)
             advice = f"Add families={{{name!r}: 'dirichlet'}}." if simplex == "a simplex" else family_of(law).advice

@@ -15,7 +15,7 @@ from ..handlers import AUXILIARY
 from ..networks.bayesian import BayesianNetwork
 from ..representations import Representation
 from ..spaces import IsometricLogRatio, check_transforms, space_of
-from ..symmetry import Symmetry
+from ..symmetry import Symmetry, random_inputs
 from .base import joint_action, own_randomness
 from .joint import AutoJoint
 
@@ -89,6 +89,7 @@ def site_laws(guide, symmetry: Symmetry, *args) -> dict[tuple[str, ...], Law]:
         if isinstance(guide, (AutoJoint, AutoContinuous)):
             return _joint_law(guide, symmetry, *args)
         trace = poutine.trace(guide).get_trace(*args)
+        again = poutine.trace(guide).get_trace(*args).nodes
     laws: dict[tuple[str, ...], Law] = {}
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or node["is_observed"] or isinstance(node["fn"], _Subsample):
@@ -101,6 +102,7 @@ def site_laws(guide, symmetry: Symmetry, *args) -> dict[tuple[str, ...], Law]:
             transforms = [*getattr(fn, "transforms", ()), *transforms]
             fn = fn.base_dist
         on_values = name == site and not transforms and symmetry[site].space == "constrained"
+        _check_fixed(site, fn, core_normal(again[name]["fn"]) if name in again else None)
         laws[site,] = fn, symmetry[site] if on_values else _coordinates(guide, symmetry, site, transforms)
     return laws
 
@@ -130,6 +132,18 @@ def _coordinates(guide, symmetry: Symmetry, site: str, transforms) -> Representa
     return space.rep
 
 
+def _check_fixed(site: str, fn, other) -> None:
+    """Raise if a site's law changed from one draw to the next, so that it is no law of its own."""
+    names = [name for name in fn.arg_constraints if name in vars(fn) or hasattr(fn, name)]
+    same = type(fn) is type(other) and all(torch.equal(getattr(fn, name), getattr(other, name)) for name in names)
+    if not same:
+        raise SymmetryError(
+            f"Expected sites that are drawn independently, with parameters of their own; those of {site!r} depend on "
+            f"other draws, so that its divergence has no closed form. Use pe.AutoSymmetricMultivariateNormal, which "
+            f"has one, for correlated sites."
+        )
+
+
 def _check_kept(site: str, transform, rep: Representation) -> None:
     if isinstance(transform, IsometricLogRatio) and not rep.is_permutation:
         raise SymmetryError(
@@ -138,11 +152,14 @@ def _check_kept(site: str, transform, rep: Representation) -> None:
         )
 
 
-def example_of(model: BayesianNetwork, symmetry: Symmetry) -> tuple[Tensor, Tensor]:
-    """One blank input and an observation drawn for it, to run a guide with."""
+def example_of(model: BayesianNetwork, symmetry: Symmetry, random: bool = False) -> tuple[Tensor, Tensor]:
+    """One blank input, or two random ones, and observations drawn for them, to run a guide with."""
     like = next(model.net.parameters())
     x = like.new_zeros(1, *symmetry.inputs.event_shape)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        if random:
+            x = random_inputs(model.net, symmetry.inputs.event_shape, torch.Generator().manual_seed(0))
+            x = x.to(like) if x.is_floating_point() else x.to(like.device)
         return x, poutine.block(poutine.trace(model).get_trace)(x).nodes["y"]["value"]
 
 

@@ -95,7 +95,9 @@ def antithetic(fn: Callable, symmetry: Symmetry) -> Callable:
     invariant ``q`` they are the orbit of one ``θ``; with full augmentation the gradient of an ELBO with ``|G|``
     particles is then equivariant for every noise, not only on average, so that training from an invariant state stays
     there (see the theory page). Use ``TraceMeanField_ELBO(num_particles=len(group))`` or a multiple;
-    vectorized particles are moved along their axis.
+    vectorized particles are moved along their axis. Other draws in between, of a validation say, are to be taken from
+    the guide itself, or followed by ``wrapped.restart()``, which begins a new orbit, as :func:`~pyro_equivariance.fit`
+    does at each step.
 
     :param fn: a guide whose sites draw from Normals, or from Normals under transforms entry by entry.
     :param Symmetry symmetry: a representation by signed permutations for every latent site; a finite group.
@@ -112,7 +114,7 @@ def antithetic(fn: Callable, symmetry: Symmetry) -> Callable:
     """
     messenger = AntitheticMessenger(needed(symmetry), fn)
     wrapped = messenger(fn)
-    wrapped.restart = messenger.restart
+    wrapped.restart, wrapped.guide, wrapped.symmetry = messenger.restart, fn, messenger.symmetry
     return wrapped
 
 

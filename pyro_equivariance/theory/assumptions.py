@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..errors import SymmetryError, check_option
+from ..errors import ClosednessError, OptionError, SymmetryError, check_option
 from ..families import is_closed, kl, push_forward
 from ..families.base import unwrap
 from ..guides.base import own_randomness
@@ -28,7 +28,7 @@ DRAWS = ("independent", "antithetic", "exact")
 ORBITS = ("full", "random", "none")
 OUTCOMES = ("exactly equivariant", "in law only", "not")
 ROUNDING, INVARIANT = 1e-8, 1e-10
-STEPS = 3
+STEPS, NOISE = 3, 1e-13
 WIDTH = 55
 
 
@@ -94,7 +94,8 @@ def check_assumptions(
     - (d) the prior is invariant: ``KL(ρ(g)_# π ‖ π)`` of each site, given the sites before it;
     - (e) the guide is invariant now: ``KL(q ‖ ρ(g)_# q)``;
     - (f) the optimizer commutes with the action: how far it leads from the invariant parameters in three steps on
-      invariant gradients, relative to the steps' length;
+      gradients that are invariant but for rounding, relative to the length of steps. Adam and its like do not where
+      invariance pins a parameter to 0, such as the bias of an output that changes its sign: they blow rounding up;
     - (g) gradients are free of noise: those of independent draws are equivariant in law only, of whole orbits exactly.
 
     The outcome is ``"exactly equivariant"``: this run stays invariant (or its guide cannot be otherwise); ``"in law
@@ -125,8 +126,13 @@ def check_assumptions(
     check = _Check(model, guide, needed(symmetry), data)
     if augmentation is not None:
         check_option("augmentation", augmentation, ORBITS)
+    if optimizer is not None and not callable(optimizer):
+        raise OptionError(
+            f"Expected optimizer to be a Pyro optimizer or a callable on parameters, such as "
+            f"functools.partial(torch.optim.Adam, lr=0.01); got {optimizer!r}."
+        )
     if draws is None:
-        draws = "antithetic" if hasattr(guide, "restart") else "independent"
+        draws = check.draws
     check_option("draws", draws, DRAWS)
     with own_randomness(0):
         conditions = (
@@ -146,11 +152,15 @@ class _Check:
 
     def __init__(self, model, guide, symmetry: Symmetry, data):
         self.model, self.inner, self.symmetry = model, inspect.unwrap(model), symmetry
-        self.plain = inspect.unwrap(guide) if hasattr(guide, "restart") else guide
+        if not callable(guide):
+            raise SymmetryError(f"Expected a guide, a callable; got {guide!r}.")
+        in_orbits = hasattr(guide, "restart")
+        self.plain = guide.guide if in_orbits else guide
+        self.draws = "antithetic" if in_orbits and guide.symmetry.sites == symmetry.sites else "independent"
         self.network = getattr(self.inner, "big", self.inner)  # of a tied expansion the large one
         data = (data,) if isinstance(data, Tensor) else tuple(data)
         if not data and isinstance(self.network, BayesianNetwork) and symmetry.inputs is not None:
-            data = example_of(self.network, symmetry)
+            data = example_of(self.network, symmetry, random=True)
         self.data, self.always = data, bool(getattr(self.plain, "always_invariant", False))
         with poutine.block(), own_randomness(0):
             if getattr(self.plain, "prototype_trace", True) is None:
@@ -177,19 +187,38 @@ class _Check:
             try:
                 worst, where, holds = self.symmetry.check(self.network.net), "network", True
             except SymmetryError as error:
-                return Condition("a", name, False, None, "", _first_sentence(error), "resize or change that layer")
-            return Condition("a", name, holds, worst, "relative", where)
-        worst, where, holds = 0.0, "no observations", True
+                return Condition("a", name, False, None, "", _first_sentence(error), "another size, or another layer")
+            broken = {site: part for site, part in self._broken.items() if site not in self._moved.density.latents}
+            if not broken:
+                return Condition("a", name, holds, worst, "relative", where)
+        broken = {site: part for site, part in self._broken.items() if site not in self._moved.density.latents}
+        where = max(broken, key=lambda site: broken[site], default="all observations")
+        worst = broken.get(where, 0.0)
+        where = repr(where) if broken else where
+        return Condition("a", name, not broken, worst, "nats", where, "the symmetry that the likelihood has")
+
+    @functools.cached_property
+    def _broken(self) -> dict[str, float]:
+        """The sites whose log density, scaled and masked as the model does, is moved by more than rounding; how much.
+
+        What is summed out counts as an observation of its own.
+        """
+        broken: dict[str, float] = {}
         for values in self._moved.density.draws(2):
             before, noise = self._moved.terms(values), self._moved.noise(values)
             for g in self._elements:
                 after = self._moved.terms(values, g)
-                for site in [name for name in before.sites if _is_observed(name, self._moved.density)]:
-                    change, allowed = change_of_site(site, before, after, noise)
-                    if not abs(change) <= worst or where == "no observations":
-                        worst, where = max(abs(change), worst), repr(site)
-                    holds = holds and abs(change) <= allowed
-        return Condition("a", name, holds, worst, "nats", where, "give the symmetry that the likelihood has")
+                sites: dict[str, list[float]] = {}
+                for term in before.sites:
+                    change, allowed = change_of_site(term, before, after, noise)
+                    both = sites.setdefault(term.removesuffix(JACOBIAN), [0.0, 0.0])
+                    both[0], both[1] = both[0] + change, both[1] + allowed
+                if self._moved.sums_out:
+                    sites = {"what is summed out": [after.total - before.total, noise.total]}
+                for site, (change, allowed) in sites.items():
+                    if not abs(change) <= allowed:
+                        broken[site] = max(broken.get(site, 0.0), abs(change))
+        return broken
 
     @property
     def sees_data(self) -> bool:
@@ -202,19 +231,19 @@ class _Check:
             return Condition("b", name, True, None, "", "no inputs move, none is needed")
         messenger = getattr(self.model, "augmentation", None)
         where = augmentation or (messenger.orbit if messenger else "none")
-        if augmentation is None and where == "full" and messenger.symmetry.inputs != self.symmetry.inputs:
-            where = f"of {messenger.symmetry.group}"
+        if augmentation is None and messenger and not _moves_alike(messenger.symmetry, self.symmetry):
+            where = f"by another symmetry, of {messenger.symmetry.group}"
         return Condition("b", name, where == "full", None, "", where, "pe.handlers.augment(model, symmetry)")
-
-    @functools.cached_property
-    def _laws(self):
-        return {} if self.always else site_laws(self.plain, self.symmetry, *self.data)
 
     def closed(self) -> Condition:
         name = "the family is closed"
         if self.always:
             return Condition("c", name, True, None, "", "not needed: the guide is averaged")
-        spoilt = [", ".join(names) for names, law in self._laws.items() if not is_closed(*law)]
+        try:
+            laws = site_laws(self.plain, self.symmetry, *self.data)
+        except ClosednessError as error:
+            return Condition("c", name, False, None, "", _first_sentence(error), "a guide with a density")
+        spoilt = [", ".join(names) for names, law in laws.items() if not is_closed(*law)]
         where = repr(spoilt[0]) if spoilt else "all sites"
         return Condition("c", name, not spoilt, None, "", where, "pe.AutoOrbitMixture, or a full covariance")
 
@@ -224,9 +253,14 @@ class _Check:
             return Condition("d", name, True, None, "", "not needed: every draw is equivariant")
         worst, where = 0.0, "all sites"
         for site, value in self._prior_divergences().items():
-            if not value <= worst:
+            if value > worst:
                 worst, where = value, repr(site)
-        return Condition("d", name, worst <= INVARIANT, worst, "nats", where, "the same law for all that is exchanged")
+        broken = {site: part for site, part in self._broken.items() if site in self._moved.density.latents}
+        if broken and worst <= INVARIANT:  # discrete, scaled or masked, or without a closed form
+            site = max(broken, key=lambda site: broken[site])
+            worst, where = broken[site], repr(site)
+        holds = worst <= INVARIANT and not broken
+        return Condition("d", name, holds, worst, "nats", where, "the same law for all that is exchanged")
 
     def _prior_divergences(self) -> dict[str, float]:
         """``max_g KL(ρ(g)_# π(· | parents) ‖ π(· | ρ(g) parents))`` of each continuous site."""
@@ -274,12 +308,13 @@ class _Check:
         worst = _drift(optimizer, actions)
         kind = "Adam" if optimizer is None else _name(optimizer)
         return Condition(
-            "f", name, worst <= ROUNDING, worst, "relative", kind, "SGD, or a group of signed permutations"
+            "f", name, worst <= ROUNDING, worst, "relative", kind, "SGD, or fit(average_gradient=symmetry)"
         )
 
 
-def _is_observed(name: str, density: ModelDensity) -> bool:
-    return name.removesuffix(JACOBIAN) not in density.latents
+def _moves_alike(first: Symmetry, second: Symmetry) -> bool:
+    """Whether two symmetries move inputs and outputs in the same way."""
+    return (first.group, first.inputs, first.outputs) == (second.group, second.inputs, second.outputs)
 
 
 def _noise(draws: str) -> Condition:
@@ -301,7 +336,7 @@ def _conclusion(conditions, always: bool, average_gradient: bool) -> tuple[str, 
         return "not", _because(broken[0])
     if average_gradient:
         return "exactly equivariant", "The gradient and the parameters are averaged over the group at each step."
-    if by["b"].where == "none":
+    if by["b"].where not in ("full", "random") and not by["b"].holds:
         return "not", _because(by["b"])
     noisy = [by[letter] for letter in "bg" if not by[letter].holds]
     if noisy:
@@ -311,7 +346,7 @@ def _conclusion(conditions, always: bool, average_gradient: bool) -> tuple[str, 
 
 def _because(condition: Condition) -> str:
     advice = f" Use {condition.advice}." if condition.advice else ""
-    how = {"b": f": augmentation {condition.where}", "g": f": {condition.where}"}
+    how = {"b": f": augmentation {condition.where}", "f": f": {condition.where}", "g": f": {condition.where}"}
     return f"({condition.letter}) fails{how.get(condition.letter, f' at {condition.where}')}.{advice}"
 
 
@@ -334,20 +369,27 @@ def _with_correlations(q):
 
 
 def _drift(optimizer, actions) -> float:
-    """How far three steps on invariant gradients lead from the invariant parameters, relative to their length."""
+    """How far three steps on invariant gradients lead from invariant parameters, relative to steps on any others."""
     worst, generator = 0.0, torch.Generator().manual_seed(0)
     for rep in dict.fromkeys(rep for _, rep in actions):
-        start = rep.mean(torch.randn(rep.event_shape, generator=generator, dtype=torch.float64))
-        leaf = start.clone().requires_grad_()
-        step = _stepper(optimizer, leaf)
-        for _ in range(STEPS):
-            leaf.grad = rep.mean(torch.randn(rep.event_shape, generator=generator, dtype=torch.float64))
-            step()
-        moved = leaf.detach()
-        length = float((moved - start).norm())
+        start, *gradients = torch.randn((1 + STEPS, *rep.event_shape), generator=generator, dtype=torch.float64)
+        # Where invariance pins a parameter to 0, rounding is all of its gradient, which some rules blow up.
+        noise = NOISE * torch.randn((STEPS, *rep.event_shape), generator=generator, dtype=torch.float64)
+        moved = _stepped(optimizer, rep.mean(start), [rep.mean(g) + n for g, n in zip(gradients, noise, strict=True)])
+        length = float((_stepped(optimizer, start, gradients) - start).norm())
         if length > 0:
             worst = max(worst, float((moved - rep.mean(moved)).norm()) / length)
     return worst
+
+
+def _stepped(optimizer, start: Tensor, gradients) -> Tensor:
+    """Where an optimizer goes by these gradients."""
+    leaf = start.clone().requires_grad_()
+    step = _stepper(optimizer, leaf)
+    for gradient in gradients:
+        leaf.grad = gradient.clone()
+        step()
+    return leaf.detach()
 
 
 def _stepper(optimizer, leaf: Tensor) -> Callable[[], None]:

@@ -100,6 +100,8 @@ def certificate(guide, symmetry: Symmetry, *args) -> Certificate:
     >>> round(bound.defect, 4), round(float(bound.kl[1]), 4)
     (0.0126, 0.04)
     """
+    if not callable(guide):
+        raise SymmetryError(f"Expected a guide, a callable; got {guide!r}.")
     group = needed(symmetry).group
     if not group.is_indexed or len(group) > MAX_ELEMENTS:
         raise SymmetryError(
