@@ -532,3 +532,13 @@ class TestOrbitSpread:
             warnings.simplefilter("always")
             pe.average(q, pe.vector(pe.SignGroup()))
         assert bool(record) == wide
+
+
+@pytest.mark.parametrize("kind", ["Normal", "MultivariateNormal"])
+def test_a_small_scale_beside_a_large_mean_in_single_precision(kind):
+    loc = torch.tensor([1.0, 1.0], dtype=torch.float32)
+    q = dist.Normal(loc, 1e-4).to_event(1)
+    if kind == "MultivariateNormal":
+        q = dist.MultivariateNormal(loc, 1e-8 * torch.eye(2, dtype=torch.float32))
+    averaged = pe.average(q, pe.permutation(pe.SymmetricGroup(2)), rule="arithmetic")
+    torch.testing.assert_close(averaged.stddev, torch.full((2,), 1e-4, dtype=torch.float32), rtol=1e-5, atol=0)

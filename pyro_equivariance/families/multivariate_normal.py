@@ -35,6 +35,14 @@ class MultivariateNormalFamily(Family):
         covariance = second - first[..., :, None] * first[..., None, :] if kind == "mean" else second
         return dist.MultivariateNormal(first, covariance_matrix=(covariance + covariance.mT) / 2)
 
+    def orbit_mean(self, q, rep: Representation, kind: str) -> dist.MultivariateNormal:
+        if kind != "mean":
+            return super().orbit_mean(q, rep, kind)
+        loc = rep.mean(q.loc)  # Σ and the spread of the means, since E[θθᵀ] − μμᵀ would lose a Σ that is small beside μ
+        away = q.loc - loc
+        covariance = (rep * rep).mean(q.covariance_matrix + away[..., :, None] * away[..., None, :])
+        return dist.MultivariateNormal(loc, covariance_matrix=(covariance + covariance.mT) / 2)
+
     def actions(self, rep: Representation, kind: str) -> tuple[Representation, ...]:
         moved = rep.dual if kind == "natural" else rep
         return moved, moved * moved

@@ -71,11 +71,14 @@ def average_loc_scale(loc: Tensor, scale: Tensor, rep: Representation, kind: str
         precision = scale.square().reciprocal()
         weighted, precision = rep.mean(torch.stack((loc * precision, precision))).unbind()
         return weighted / precision, precision.rsqrt()
+    if kind == "mean":  # σ² and the spread of the means, since E[θ²] − μ² would lose a σ that is small beside μ
+        mean = rep.mean(loc)
+        return mean, rep.modulus(2).mean(scale.square() + (loc - mean).square()).sqrt()
     first, second = to_coordinates(loc, scale, kind)
     if rep.is_permutation:
         first, second = rep.mean(torch.stack((first, second))).unbind()  # they move alike: one pass
     else:
-        power = {"natural": 2, "mean": 2, "standard": 1}[kind]
+        power = {"natural": 2, "standard": 1}[kind]
         moved = rep.dual if kind == "natural" else rep
         first, second = moved.mean(first), moved.modulus(power).mean(second)
     return to_loc_scale(first, second, kind)
