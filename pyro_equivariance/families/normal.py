@@ -73,7 +73,8 @@ def average_loc_scale(loc: Tensor, scale: Tensor, rep: Representation, kind: str
         return weighted / precision, precision.rsqrt()
     if kind == "mean":  # σ² and the spread of the means, since E[θ²] − μ² would lose a σ that is small beside μ
         mean = rep.mean(loc)
-        return mean, rep.modulus(2).mean(scale.square() + (loc - mean).square()).sqrt()
+        squared = rep if rep.is_permutation else rep.modulus(2)
+        return mean, squared.mean(scale.square() + (loc - mean).square()).sqrt()
     first, second = to_coordinates(loc, scale, kind)
     if rep.is_permutation:
         first, second = rep.mean(torch.stack((first, second))).unbind()  # they move alike: one pass
