@@ -535,6 +535,12 @@ class TestTransformed:
         with pytest.raises(ClosednessError, match="under transforms entry by entry, all alike, and permutations"):
             pe.push_forward(q, rep, 1)
 
+    def test_a_divergence_needs_transforms_that_are_one_to_one(self):
+        """|N(1, 1)| and |N(−1, 1)| are one law, though the Normals differ."""
+        folded = [dist.TransformedDistribution(dist.Normal(loc, 1.0), transforms.AbsTransform()) for loc in (1.0, -1.0)]
+        with pytest.raises(ClosednessError, match="one to one"):
+            pe.kl(*folded)
+
     def test_half_normals_are_refused(self):
         with pytest.raises(ClosednessError, match="mean-field Normal under AbsTransform"):
             pe.average(dist.HalfNormal(torch.ones(2)), PERMUTED)

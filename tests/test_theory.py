@@ -1167,6 +1167,9 @@ def test_a_parameter_that_invariance_pins_to_zero(optimizer, exact):
     result = pe.check_assumptions(augmented, orbits, symmetry, make)
     assert result.outcome == ("exactly equivariant" if exact else "not")
     assert exact or result.reason.startswith("(f) fails: Adam")
+    assert (
+        pe.check_assumptions(augmented, guide, symmetry, make, average_gradient=True).outcome == "exactly equivariant"
+    )
     data = torch.randn(20, 1, 4, 4), torch.randn(20, 2)
     pe.fit(augmented, orbits, data, epochs=20, optimizer=make, progress=False,
            loss=TraceMeanField_ELBO(num_particles=4))  # fmt: skip

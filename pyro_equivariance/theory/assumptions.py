@@ -330,8 +330,9 @@ def _conclusion(conditions, always: bool, average_gradient: bool) -> tuple[str, 
         return "exactly equivariant", "The guide is invariant for every value of its parameters."
     if always:  # under another symmetry than its own
         return "not", _because(by["e"])
-    needed_first = "cf" if average_gradient else "cdef"
-    broken = [by[letter] for letter in needed_first if not by[letter].holds]
+    # Averaged parameters are invariant wherever a step has led, if only the group moves them linearly.
+    required = "c" + "f" * (by["f"].measured is None) if average_gradient else "cdef"
+    broken = [by[letter] for letter in required if not by[letter].holds]
     if broken:
         return "not", _because(broken[0])
     if average_gradient:
