@@ -12,7 +12,7 @@ import pyro_equivariance as pe
 
 from .cases import one_thread
 from .draws import fit
-from .guides import DRAWS, MANY, PARTICLES, SEEDS, compare_elbos
+from .guides import DRAWS, IDENTITY, MANY, PARTICLES, SEEDS, compare_elbos
 from .report import Column, Report, aim, gate
 
 FEATURES, FACTORS, COUNT, NOISE, SCALE = 6, 3, 150, 0.5, 0.7
@@ -67,15 +67,7 @@ def _rows(report: Report) -> None:
         f"gain: ELBO(q^G) − ELBO(q) from {DRAWS:,} draws of each; I: log |G| − E[H(g | θ)] from {MANY:,} other draws, "
         f"by enumeration; ± standard errors. off: their difference in standard errors (aim: within 3); "
         f"I must not exceed log |G|. Seeds {SEEDS}.",
-        Column("base", "base", width=9),
-        Column("seed", "seed", "d", 4),
-        Column("gain", "gain", ".4f", 8),
-        Column("gain_se", "± SE", ".4f", 7),
-        Column("information", "I", ".4f", 8),
-        Column("information_se", "± SE", ".4f", 7),
-        Column("most", "log |G|", ".4f", 8),
-        Column("off", "off", "+.1f", 5),
-        Column("verdict", "aim", width=6),
+        *IDENTITY,
     )
     kept = []
     for base in ("diagonal", "full"):

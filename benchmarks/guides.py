@@ -21,6 +21,19 @@ STEPS, PARTICLES, DRAWS, MANY = 800, 8, 2_000, 100_000
 DIMENSIONS, CENTRE, SPREAD = 6, 2.0, 0.4
 ROUNDS, REPEATS = 30, 20
 
+# What compare_elbos fills in.
+IDENTITY = (
+    Column("base", "base", width=9),
+    Column("seed", "seed", "d", 4),
+    Column("gain", "gain", ".4f", 8),
+    Column("gain_se", "± SE", ".4f", 7),
+    Column("information", "I", ".4f", 8),
+    Column("information_se", "± SE", ".4f", 7),
+    Column("most", "log |G|", ".4f", 8),
+    Column("off", "off", "+.1f", 5),
+    Column("verdict", "aim", width=6),
+)
+
 
 def run() -> Report:
     """The identity, the two modes, the cost of the exact density."""
@@ -84,15 +97,7 @@ def _identity(report: Report) -> None:
         f"standard errors. off: their difference in standard errors (aim: within 3); I must not exceed log |G|. Seeds "
         f"{SEEDS}.",
         Column("model", "model", width=23),
-        Column("base", "base", width=9),
-        Column("seed", "seed", "d", 4),
-        Column("gain", "gain", ".4f", 8),
-        Column("gain_se", "± SE", ".4f", 7),
-        Column("information", "I", ".4f", 8),
-        Column("information_se", "± SE", ".4f", 7),
-        Column("most", "log |G|", ".4f", 8),
-        Column("off", "off", "+.1f", 5),
-        Column("verdict", "aim", width=6),
+        *IDENTITY,
     )
     for name, make in MODELS.items():
         for base in ("diagonal", "full"):

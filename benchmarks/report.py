@@ -1,7 +1,5 @@
 """Tables that print as they fill, and are kept as JSON."""
 
-import json
-import math
 import os
 import platform
 import statistics
@@ -12,6 +10,8 @@ from pathlib import Path
 
 import pyro
 import torch
+
+from pyro_equivariance.experiments.base import write_json
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 110
@@ -89,9 +89,7 @@ class Report:
         }
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.name}.json"
-        part = path.with_suffix(".json.part")
-        part.write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        os.replace(part, path)
+        write_json(path, content)
         return path.relative_to(RESULTS.parent.parent).as_posix()
 
 
@@ -121,11 +119,3 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile."""
     lower, middle, upper = statistics.quantiles(values, n=4, method="inclusive")
     return lower, middle, upper
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,7 +24,8 @@ class AntitheticMessenger(Messenger):
     def __init__(self, symmetry: Symmetry, guide: Callable | None = None):
         super().__init__()
         self.symmetry, self._guide = symmetry, guide
-        self._order = len(symmetry.group) if symmetry.group.is_indexed else len(symmetry.group.elements)
+        self._order = len(symmetry.group.elements)
+        self._fitting: set[str] = set()  # sites that were seen to bear it
         self.restart()
 
     def restart(self) -> None:
@@ -42,7 +43,9 @@ class AntitheticMessenger(Messenger):
             return
         site = msg["name"].removesuffix(AUXILIARY) if msg["infer"].get("is_auxiliary") else msg["name"]
         normal, transforms = _taken_apart(site, msg["fn"])
-        self._check(site, msg, normal, transforms)
+        if site not in self._fitting:
+            self._check(site, msg, normal, transforms)
+            self._fitting.add(site)
         value = normal.loc + normal.scale * self._orbit_noise(site, msg, normal)
         for transform in transforms:
             value = transform(value)

@@ -26,6 +26,7 @@ class Estimate:
 
 
 def check_draws(outputs: Tensor, action, least: int = 2) -> None:
+    """Raise unless ``outputs`` are enough finite draws ``(T, |G|, N, *event)`` that the action fits."""
     if outputs.ndim < 3 or outputs[0].numel() == 0:
         raise DataError(f"Expected outputs of shape (T, |G|, N, *event), not empty; got {tuple(outputs.shape)}.")
     if len(outputs) < least:
@@ -36,6 +37,7 @@ def check_draws(outputs: Tensor, action, least: int = 2) -> None:
 
 
 def check_action(action, order: int, event_shape: torch.Size) -> None:
+    """Raise unless the action is of a group of that order, on events of that shape."""
     if action is None:
         return
     if len(action.group) != order:
@@ -49,6 +51,7 @@ def check_action(action, order: int, event_shape: torch.Size) -> None:
 
 
 def check_predictive(probs: Tensor, labels: Tensor, prefix: str = "") -> None:
+    """Raise unless these are class probabilities ``(..., N, K)`` and a class for each image."""
     check_probs(probs, f"{prefix}probs")
     if labels.ndim == 0 or probs.shape[:-1][-labels.ndim :] != labels.shape:
         raise DataError(
@@ -63,6 +66,7 @@ def check_predictive(probs: Tensor, labels: Tensor, prefix: str = "") -> None:
 
 
 def check_probs(probs: Tensor, name: str) -> None:
+    """Raise unless ``probs`` are finite, non-negative and sum to one over their last axis."""
     if probs.ndim < 2 or probs.numel() == 0 or not probs.is_floating_point():
         raise DataError(f"Expected {name} as floats (..., N, K), not empty; got {probs.dtype}, {tuple(probs.shape)}.")
     if not torch.isfinite(probs).all():
@@ -76,6 +80,7 @@ def check_probs(probs: Tensor, name: str) -> None:
 
 
 def check_count(name: str, value: int) -> None:
+    """Raise unless a number of things is a positive integer."""
     if not isinstance(value, int) or value < 1:
         raise OptionError(f"Expected {name} to be a positive integer; got {value!r}.")
 
@@ -89,4 +94,5 @@ def move(y: Tensor, action, order: int) -> Tensor:
 
 
 def safe_log(probs: Tensor) -> Tensor:
+    """The logarithm in double precision, of 0 that of the smallest number instead."""
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).double().log()

@@ -183,19 +183,18 @@ class _Check:
             worst = lifted_check(self.inner, self.plain, self.symmetry, x)
             holds = worst <= torch.finfo(like.dtype).eps ** 0.5
             return Condition("a", name, holds, worst, "relative", "every draw", "another arrangement")
+        worst, unit, where = 0.0, "nats", "all observations"
         if isinstance(self.network, BayesianNetwork):
             try:
-                worst, where, holds = self.symmetry.check(self.network.net), "network", True
+                worst, unit, where = self.symmetry.check(self.network.net), "relative", "network"
             except SymmetryError as error:
                 return Condition("a", name, False, None, "", _first_sentence(error), "another size, or another layer")
-            broken = {site: part for site, part in self._broken.items() if site not in self._moved.density.latents}
-            if not broken:
-                return Condition("a", name, holds, worst, "relative", where)
         broken = {site: part for site, part in self._broken.items() if site not in self._moved.density.latents}
-        where = max(broken, key=lambda site: broken[site], default="all observations")
-        worst = broken.get(where, 0.0)
-        where = repr(where) if broken else where
-        return Condition("a", name, not broken, worst, "nats", where, "the symmetry that the likelihood has")
+        if broken:
+            site = max(broken, key=lambda site: broken[site])
+            advice = "the symmetry that the likelihood has"
+            return Condition("a", name, False, broken[site], "nats", repr(site), advice)
+        return Condition("a", name, True, worst, unit, where)
 
     @functools.cached_property
     def _broken(self) -> dict[str, float]:
