@@ -1418,3 +1418,17 @@ class TestHardCases:
         assert torch.equal(ordered, draws.sort().values)
         assert pe.check_symmetry(model, found) < 1e-12
         assert torch.equal(pe.relabel({"mu": draws}, model, "k", method="order", key="mu")["mu"], ordered)
+
+
+def test_matching_goes_on_from_an_odd_first_draw_to_the_mean():
+    """Two members 5 apart in one feature; the first draw tells them apart by the other feature, which is noise."""
+    group = pe.SymmetricGroup(2)
+    rep = pe.permutation(group) * pe.trivial(group, 2)
+    symmetry = pe.Symmetry(group, {"loc": rep})
+    draws = torch.tensor([[0.0, 0.0], [5.0, 0.0]]) + torch.randn(400, 2, 2) * torch.tensor([0.3, 1.0])
+    draws[0] = torch.tensor([[1.5, -1.5], [3.5, 1.5]])
+    moved = rep.act(group.sample((400,)), draws)
+    moved[0] = draws[0]
+    once = pe.canonicalize({"loc": moved}, symmetry, reference={"loc": moved[0]})["loc"]
+    assert not torch.equal(once, draws)
+    assert torch.equal(pe.canonicalize({"loc": moved}, symmetry)["loc"], draws)
