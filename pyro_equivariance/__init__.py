@@ -77,7 +77,15 @@ from .training import ExpandAt, FitResult, SymmetrizeAt, fit
 
 __version__ = "0.1.0"
 
-_LAZY = {"diagnostics": "diagnostics", "experiments": "experiments", "plots": "plots", "to_arviz": "diagnostics"}
+_LAZY = {
+    "diagnose": "diagnostics",
+    "diagnostics": "diagnostics",
+    "experiments": "experiments",
+    "from_netcdf": "diagnostics",
+    "plots": "plots",
+    "to_arviz": "diagnostics",
+    "vsbc": "diagnostics",
+}
 
 
 def __getattr__(name: str):
@@ -138,12 +146,14 @@ __all__ = [
     "check_assumptions",
     "check_symmetry",
     "data",
+    "diagnose",
     "diagnostics",
     "exchangeable",
     "expand",
     "experiments",
     "find_symmetries",
     "fit",
+    "from_netcdf",
     "handlers",
     "hidden_permutations",
     "image",
@@ -176,4 +186,5 @@ __all__ = [
     "trivial",
     "vector",
     "volume",
+    "vsbc",
 ]

@@ -103,6 +103,10 @@ class OrbitMixture(dist.TorchDistribution):
         group = self.rep.group
         return self._log_q(self.rep.orbit(value))[group.inverse(group.elements).to(value.device)]
 
+    def drawn_element(self, value: Tensor) -> Tensor | None:
+        """The element ``g`` that a value was drawn with, of the last draw; ``None`` for any other value."""
+        return self._drawn[1] if self._drawn is not None and self._drawn[0] is value else None
+
     @property
     def mean(self) -> Tensor:
         """``ρ̄ E_q[θ]``, the orbit mean of the mean."""

@@ -32,11 +32,15 @@ RANKS = {
 
 # Siblings that are imported besides `base`; a package's own __init__ gathers all of its modules.
 SIBLINGS = {
+    "diagnostics/convert.py": {"runs", "sites", "tables"},
+    "diagnostics/runs.py": {"tables"},
+    "diagnostics/sites.py": {"tables"},
     "groups/continuous.py": {"rotations"},
     "groups/lattice.py": {"rotations"},
     "representations/builders.py": {"actions", "continuous"},
     "representations/continuous.py": {"actions"},
     "representations/grids.py": {"actions", "continuous"},
+    "guides/density.py": {"joint", "wrapped"},
     "guides/mixture.py": {"joint"},
     "guides/parameters.py": {"joint"},
     "metrics/sweep.py": {"defect"},
@@ -58,7 +62,7 @@ SIBLINGS = {
 }
 
 # The only modules that may import these, at any level.
-ALONE = {"arviz": {"diagnostics.py"}, "matplotlib": {"plots.py"}, "sklearn": {"data.py"}, "pooch": {"data.py"}}
+ALONE = {"arviz": {"diagnostics/base.py"}, "matplotlib": {"plots.py"}, "sklearn": {"data.py"}, "pooch": {"data.py"}}
 
 # Pyro from the rank at which it is first needed.
 PYRO = {"pyro.distributions": 3, "pyro.nn": 4, "pyro": 4, "pyro.poutine": 6, "pyro.infer": 6}

@@ -1,6 +1,7 @@
 """Drop-in guides: Normals that sample each site directly, free or invariant, and the orbit mixture."""
 
 from .base import AutoDirect, AutoDirectNormal
+from .density import GuideDensity, guide_log_density
 from .exponential import AutoSymmetric
 from .joint import AutoSymmetricLowRankMultivariateNormal, AutoSymmetricMultivariateNormal
 from .mean_field import AutoExpandedNormal, AutoMeanFieldNormal, AutoSymmetricNormal, FractionOfPrior
@@ -18,5 +19,7 @@ __all__ = [
     "AutoSymmetricMultivariateNormal",
     "AutoSymmetricNormal",
     "FractionOfPrior",
+    "GuideDensity",
     "SymmetrizedGuide",
+    "guide_log_density",
 ]

@@ -1,0 +1,105 @@
+"""The sites of a trace as arrays: observations, latents and deterministic sites, with the names of their axes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ..errors import SymmetryError
+from ..prediction import log_likelihood, observation_sites
+from .base import OBSERVATION
+from .tables import Labelled
+
+
+@dataclass(frozen=True)
+class Observation:
+    """An observation site of a trace, and the names of its axes that belong to the data."""
+
+    name: str
+    site: dict
+    axis: tuple[str, ...]
+
+    @cached_property
+    def log_likelihood(self) -> Tensor:
+        return log_likelihood(self.site).double()
+
+    @property
+    def has_classes(self) -> bool:
+        return isinstance(self.site["fn"], torch.distributions.Categorical)
+
+    def labelled(self, values: Tensor, before: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> Labelled:
+        """Values of this site, between axes of other names."""
+        own = own_dims(self.name, values.ndim - len(before) - len(after))
+        return (*before, *self.axis, *own[len(self.axis) :], *after), values
+
+
+def observations(trace, draw, is_network: bool) -> list[Observation]:
+    """The observation sites of a model's trace at a draw of its latents.
+
+    :raises SymmetryError: for a site that is neither observed nor drawn, or no observation at all.
+    """
+    sites = {n: site for n, site in observation_sites(trace, draw) if not isinstance(site["fn"], dist.Unit)}
+    for name, site in sites.items():
+        if not site["is_observed"]:
+            raise SymmetryError(
+                f"Expected the guide to draw each site that is not observed; it has no {name!r}. If this is the "
+                f"observation, pass it in data; if it is a discrete latent, sum it out in the model, as "
+                f"pyro.distributions.MixtureSameFamily does."
+            )
+    if not sites:
+        raise SymmetryError("Expected a model with an observed site; it has none. Pass the observation in data.")
+    batches = {name: log_likelihood(site).shape[:1] for name, site in sites.items()}
+    prefix = {name: "" if len(set(batches.values())) == 1 else f"{name}_" for name in sites}
+    found = []
+    for name, site in sites.items():
+        named = () if is_network else plates_of(site)
+        first = (prefix[name] + OBSERVATION,) if batches[name] else ()
+        found.append(Observation(name, site, named or first))
+    return found
+
+
+def plates_of(site: dict) -> tuple[str, ...]:
+    """The names of the leading axes that are plates of the model, from the left; none if one of them is no plate."""
+    shape = site["fn"].batch_shape
+    names = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
+    axes = [names.get(axis - len(shape)) for axis in range(len(shape))]
+    return tuple(f"{n}_plate" if n in ("chain", "draw", "element") else n for n in axes) if all(axes) else ()
+
+
+def labelled(name: str, site: dict) -> Labelled:
+    """A latent or deterministic site with the names of its axes."""
+    value = site["value"]
+    plates = plates_of(site) if "cond_indep_stack" in site and hasattr(site["fn"], "batch_shape") else ()
+    plates = plates if len(plates) <= value.ndim else ()
+    return (*plates, *own_dims(name, value.ndim)[len(plates) :]), value
+
+
+def is_deterministic(site: dict) -> bool:
+    """Whether an entry of a trace comes from ``pyro.deterministic``."""
+    return site["type"] == "sample" and bool(site["infer"].get("_deterministic"))
+
+
+def mean_log_likelihood(seen: list[Observation]) -> dict[str, Labelled]:
+    """Over all data, in nats."""
+    rows = [o.log_likelihood.flatten() for o in seen]
+    return {"mean_log_likelihood": ((), torch.cat(rows).mean())}
+
+
+def drawn(seen: list[Observation], nodes: Mapping[str, dict]) -> dict[str, Labelled]:
+    """The values of observations in a trace, and the probabilities of classes."""
+    values = {o.name: o.labelled(nodes[o.name]["value"]) for o in seen}
+    prefix = {o.name: "" if len(seen) == 1 else f"{o.name}_" for o in seen}
+    probs = {
+        f"{prefix[o.name]}probs": o.labelled(nodes[o.name]["fn"].probs, after=(f"{prefix[o.name]}class",))
+        for o in seen
+        if o.has_classes
+    }
+    return values | probs
+
+
+def own_dims(name: str, ndim: int) -> tuple[str, ...]:
+    """Names for axes that have none."""
+    return tuple(f"{name}_dim_{i}" for i in range(ndim))
