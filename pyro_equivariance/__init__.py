@@ -73,7 +73,7 @@ from .storage import load, save
 from .symmetrize import average
 from .symmetry import Symmetry
 from .theory import Assumptions, Certificate, certificate, check_assumptions
-from .training import ExpandAt, FitResult, SymmetrizeAt, fit
+from .training import ExpandAt, FitResult, SymmetrizeAt, TrackDefect, fit
 
 __version__ = "0.1.0"
 
@@ -135,6 +135,7 @@ __all__ = [
     "SymmetrizedGuide",
     "Symmetry",
     "SymmetryError",
+    "TrackDefect",
     "VonMisesFisher",
     "WideOrbitWarning",
     "YoungSubgroup",

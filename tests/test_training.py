@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import json
 import math
 
 import pyro
@@ -15,7 +16,10 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import pyro_equivariance as pe
+from pyro_equivariance.data import synthetic
 from pyro_equivariance.errors import OptionError
+from pyro_equivariance.experiments import METHODS, Config
+from pyro_equivariance.experiments.base import make_problem
 from pyro_equivariance.training import negative_log_predictive
 
 COUNT = 8
@@ -953,3 +957,289 @@ def test_parameters_that_cannot_be_averaged():
         fit(plane, computed, torch.zeros(3), epochs=1, average_gradient=pe.Symmetry(swap, {"z": pe.permutation(swap)}))
     with pytest.raises(pe.SymmetryError, match="representation for site 'z'"):
         fit(plane, pe.AutoMeanFieldNormal(plane), torch.zeros(3), epochs=1, average_gradient=pe.Symmetry(swap, {}))
+
+
+# What the history remembers
+
+
+class Recording(torch.optim.SGD):
+    """Remembers the size of the gradient of every step."""
+
+    norms: list[float] = []
+
+    def step(self, closure=None):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        self.norms.append(float(torch.cat(gradients).norm()))
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_gradient_norm_is_that_of_the_steps(averaged, monkeypatch):
+    """Two steps an epoch, of the gradient that the optimizer sees."""
+    monkeypatch.setattr(Recording, "norms", norms := [])
+    net = conv_net()
+    model, symmetry = pe.BayesianNetwork(net, size=COUNT), symmetric(net)
+    result = fit(model, pe.AutoMeanFieldNormal(model), images(), epochs=3, batch_size=4, kl_warmup=1,
+                 optimizer=functools.partial(Recording, lr=0.1),
+                 average_gradient=symmetry if averaged else None)  # fmt: skip
+    assert len(norms) == 6
+    expected = [math.sqrt((a**2 + b**2) / 2) for a, b in zip(norms[::2], norms[1::2], strict=True)]
+    assert result.history["gradient_norm"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_gradient_norm_is_the_length_of_a_step():
+    """Under plain gradient descent, in all parameters together; with Pyro's optimizers, which clip after it, too."""
+    for optimizer in (SGD, pyro.optim.SGD({"lr": 0.05})):
+        pyro.set_rng_seed(0)
+        batch, model = data(), linear()
+        guide, states = pe.AutoMeanFieldNormal(model), []
+        result = fit(model, guide, batch, epochs=3, optimizer=optimizer,
+                     callbacks=[lambda t, states=states: states.append(snapshot(t.guide))])  # fmt: skip
+        states.append(snapshot(guide))
+        moves = [
+            float(torch.cat([(b - a).flatten() for a, b in zip(*pair, strict=True)]).norm())
+            for pair in zip(states, states[1:], strict=False)
+        ]
+        assert result.history["gradient_norm"] == pytest.approx([move / 0.05 for move in moves], rel=1e-9)
+    clipped = fit(model, pe.AutoMeanFieldNormal(model), batch, epochs=1,
+                  optimizer=pyro.optim.SGD({"lr": 0.05}, {"clip_norm": 1e-6}))  # fmt: skip
+    assert clipped.history["gradient_norm"][0] > 1e-3
+
+
+class Mute:
+    """An optimizer that shows nothing of itself."""
+
+    def __init__(self, parameters):
+        self.parameters = parameters
+
+    def step(self):
+        pass
+
+    zero_grad = step
+
+
+HALVING = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
+RATES = {
+    "torch": ({"optimizer": SGD}, [0.05] * 4),
+    "the default": ({}, [0.01] * 4),
+    "a scheduler": ({"optimizer": SGD, "scheduler": HALVING}, [0.05, 0.05, 0.025, 0.025]),
+    "a rate in a tensor": ({"optimizer": functools.partial(torch.optim.Adam, lr=torch.tensor(0.25))}, [0.25] * 4),
+    "pyro": ({"optimizer": lambda: pyro.optim.ClippedAdam({"lr": 0.02})}, [0.02] * 4),
+    "pyro, decaying": (
+        {"optimizer": lambda: pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.5})}, [0.02, 0.01, 0.005, 0.0025]
+    ),
+    "pyro, by parameter": ({"optimizer": lambda: pyro.optim.Adam(lambda name: {"lr": 0.02})}, [math.nan] + [0.02] * 3),
+    "pyro, the optimizer's own": ({"optimizer": lambda: pyro.optim.Adam({})}, [math.nan] + [1e-3] * 3),
+    "pyro, with a scheduler": (
+        {"optimizer": lambda: pyro.optim.StepLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.02},
+                                                "step_size": 1})}, [0.02] * 4,
+    ),
+    "one that does not tell": ({"optimizer": Mute}, [math.nan] * 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RATES)
+def test_the_learning_rate_at_the_start_of_each_epoch(kind):
+    options, expected = RATES[kind]
+    if kind.startswith("pyro"):
+        options = options | {"optimizer": options["optimizer"]()}
+    batch, model = data(), linear()
+    result = fit(model, pe.AutoMeanFieldNormal(model), batch, epochs=4, **options)
+    assert result.history["learning_rate"] == pytest.approx(expected, rel=1e-12, nan_ok=True)
+
+
+def test_the_learning_rate_of_a_used_optimizer_is_that_of_these_parameters():
+    """A Pyro optimizer keeps those of an earlier run, here run down."""
+    batch, model = data(), linear()
+    optimizer = pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.5})
+    for _ in range(2):
+        result = fit(model, pe.AutoMeanFieldNormal(model), batch, epochs=2, optimizer=optimizer)
+        assert result.history["learning_rate"] == pytest.approx([0.02, 0.01], rel=1e-12)
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(None, [1, 2, 3]), (3, [2, 4, 6]), (2, [4, 8, 12])])
+def test_steps_are_counted(batch_size, steps):
+    """Eight rows in batches; what is left over is no step."""
+    model, seen = linear(size=COUNT), []
+    result = fit(model, pe.AutoMeanFieldNormal(model), data(), epochs=3, batch_size=batch_size,
+                 callbacks=[lambda t: seen.append(t.steps)])  # fmt: skip
+    assert result.history["steps"] == steps
+    assert all(type(n) is int for n in result.history["steps"])
+    assert seen == [0, *steps[:2]]
+
+
+def test_steps_go_on_with_the_large_network():
+    net, batch = conv_net(4), images()
+    symmetry = symmetric(net, "trivial")
+    model = pe.BayesianNetwork(net, size=COUNT)
+    result = fit(model, pe.AutoMeanFieldNormal(model), batch, epochs=3, batch_size=4,
+                 callbacks=[pe.ExpandAt(1, symmetry)])  # fmt: skip
+    assert result.history["steps"] == [2, 4, 6]
+    assert all(len(column) == 3 for column in result.history.values())
+
+
+def test_steps_go_on_in_the_second_half_of_the_expansion():
+    torch.set_default_dtype(torch.float32)
+    config = Config(train_size=40, validation_size=12, test_size=12, epochs=3, batch_size=20, width=8)
+    fitted = METHODS["expansion"].train(make_problem(config, synthetic(80, size=8, classes=4), 0), 0, False)
+    assert fitted.history["steps"] == [2, 4, 6]
+    assert all(len(column) == 3 for column in fitted.history.values())
+
+
+SETTINGS = {
+    "the defaults": (
+        {}, {"seed": 0, "loss": "TraceMeanField_ELBO", "particles": 1, "optimizer": "Adam", "kl_weight": 1.0,
+             "batch_size": COUNT, "epochs": 1, "average_gradient": False},
+    ),
+    "others": (
+        {"seed": 7, "loss": lambda: Trace_ELBO(num_particles=3), "optimizer": SGD, "kl_weight": 0.5, "batch_size": 3,
+         "epochs": 2, "average_gradient": True},
+        {"seed": 7, "loss": "Trace_ELBO", "particles": 3, "optimizer": "SGD", "kl_weight": 0.5, "batch_size": 3,
+         "epochs": 2, "average_gradient": True},
+    ),
+    "pyro's optimizer": ({"optimizer": lambda: pyro.optim.ClippedAdam({"lr": 0.1})}, {"optimizer": "ClippedAdam"}),
+    "pyro's scheduler": (
+        {"optimizer": lambda: pyro.optim.StepLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.1},
+                                                "step_size": 1})}, {"optimizer": "SGD"},
+    ),
+    "pyro's, around a function": (
+        {"optimizer": lambda: pyro.optim.PyroOptim(functools.partial(torch.optim.SGD, lr=0.1), {})},
+        {"optimizer": "partial"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_the_settings_are_plain_values(kind):
+    options, expected = SETTINGS[kind]
+    net = conv_net()
+    model, symmetry = pe.BayesianNetwork(net, size=COUNT), symmetric(net)
+    built = {key: options[key]() for key in ("loss", "optimizer") if key in options and options[key] is not SGD}
+    averaged = {"average_gradient": symmetry} if options.get("average_gradient") else {}
+    result = fit(model, pe.AutoMeanFieldNormal(model), images(), **{"epochs": 1, **options, **built, **averaged})
+    assert expected.items() <= result.settings.items()
+    assert set(result.settings) == set(SETTINGS["the defaults"][1])
+    assert json.loads(json.dumps(result.settings)) == result.settings
+
+
+# The defect in the course of training
+
+
+def regression():
+    """``y = W x + b`` with two outputs, and inputs whose entries are permuted cyclically."""
+    group = pe.CyclicGroup(4)
+    model = pe.BayesianNetwork(nn.Linear(4, 2), likelihood="normal", size=COUNT)
+    return model, pe.Symmetry(group, {}, inputs=pe.regular(group)), (torch.randn(COUNT, 4), torch.randn(COUNT, 2))
+
+
+def exact_defect(guide, x):
+    """``mean_{x, g} ‖W̄ (g x − x)‖²``, the predictive's mean being linear."""
+    weight = guide.get_posterior("weight").mean.detach()
+    moved = torch.stack([x.roll(shift, -1) for shift in range(4)])
+    return float(((moved - x) @ weight.mT).square().sum(-1).mean())
+
+
+def test_the_tracked_defect_is_the_exact_one():
+    """At the start of every second epoch, within the error that it states; at the end by measure."""
+    model, symmetry, batch = regression()
+    guide = pe.AutoMeanFieldNormal(model, init_scale=0.3)
+    track, exact = pe.TrackDefect(batch[0], symmetry, every=2, draws=400), []
+    result = fit(model, guide, batch, epochs=5, optimizer=SGD,
+                 callbacks=[lambda t: exact.append(exact_defect(t.guide, batch[0])), track])  # fmt: skip
+    found, se = result.history["defect"], result.history["defect_se"]
+    assert [math.isnan(value) for value in found] == [math.isnan(value) for value in se] == [False, True] * 2 + [False]
+    assert exact[0] != exact[4]
+    for epoch in (0, 2, 4):
+        assert abs(found[epoch] - exact[epoch]) < 4.5 * se[epoch] < 0.5 * exact[epoch]
+    last = track.measure(result.model, result.guide)
+    assert abs(last.value - exact_defect(guide, batch[0])) < 4.5 * last.se
+
+
+def test_there_is_no_defect_without_the_callback():
+    model, _, batch = regression()
+    assert not {"defect", "defect_se"} & set(fit(model, pe.AutoMeanFieldNormal(model), batch, epochs=1).history)
+
+
+def test_outputs_that_move():
+    """A map that turns as its input does has no defect, though its outputs are not invariant."""
+    group = pe.CyclicGroup(4)
+    vector = pe.regular(group)
+    model = pe.BayesianNetwork(nn.Linear(4, 4, bias=False), likelihood="normal")
+    guide = pe.AutoMeanFieldNormal(model, init_scale=1e-9)
+    x = torch.randn(3, 4)
+    guide.initialize(x, x)
+    guide.locs.weight = torch.eye(4) + 0.5 * torch.eye(4).roll(1, 0)
+    assert pe.TrackDefect(x, pe.Symmetry(group, {}, vector, vector)).measure(model, guide).value < 1e-12
+    assert pe.TrackDefect(x, pe.Symmetry(group, {}, vector)).measure(model, guide).value > 0.1
+
+
+def test_tracking_changes_nothing_else():
+    """Minibatches, turns, draws and validation are random all the same, to the last bit."""
+    track = pe.TrackDefect(images(3)[0], symmetric(conv_net()), draws=5)
+    watched, plain = one_run(3, 1, callbacks=[track]), one_run(3, 1)
+    assert equal(watched[0], plain[0])
+    assert all(map(math.isfinite, watched[1].pop("defect") + watched[1].pop("defect_se")))
+    assert str(watched[1]) == str(plain[1])
+
+
+def test_the_random_numbers_of_the_tracking():
+    """Its draws are fixed by the seed, and new in every epoch and for every seed."""
+    found = []
+    for seed in (0, 1, 0):
+        pyro.set_rng_seed(0)
+        model, symmetry, batch = regression()
+        guide = pe.AutoMeanFieldNormal(model, init_loc_fn=pyro.infer.autoguide.init_to_value(values=weights()))
+        track = pe.TrackDefect(batch[0], symmetry)
+        result = fit(model, guide, batch, epochs=3, optimizer=STILL, seed=seed, callbacks=[track])
+        found.append(result.history["defect"])
+    assert found[0] == found[2]
+    assert len(set(found[0] + found[1])) == 6
+    state = torch.get_rng_state()
+    first = track.measure(model, guide)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    assert track.measure(model, guide) == first != track.measure(model, guide, seed=1)
+
+
+def weights():
+    return {"weight": torch.linspace(-1, 1, 8).reshape(2, 4), "bias": torch.zeros(2)}
+
+
+def test_an_augmented_model_is_measured_as_it_is_within():
+    net, batch = conv_net(), images()
+    model, symmetry = pe.BayesianNetwork(net), symmetric(net)
+    guide = pe.AutoMeanFieldNormal(model)
+    track = pe.TrackDefect(batch[0], symmetry, draws=5)
+    result = fit(pe.handlers.augment(model, symmetry), guide, batch, epochs=2, callbacks=[track])
+    assert track.measure(result.model, guide, 3) == track.measure(model, guide, 3)
+    assert len(result.history["defect"]) == 2
+
+
+def test_tracking_goes_on_with_the_large_network():
+    """Its draws, with tied samples, are equivariant."""
+    net, batch = conv_net(4), images()
+    symmetry = symmetric(net, "trivial")
+    model = pe.BayesianNetwork(net)
+    callbacks = [pe.ExpandAt(1, symmetry, "gcnn", "samples"), pe.TrackDefect(batch[0], symmetry)]
+    result = fit(model, pe.AutoMeanFieldNormal(model), batch, epochs=3, callbacks=callbacks)
+    before, *after = result.history["defect"]
+    assert before > 1e-6
+    assert max(map(abs, after)) < 1e-12
+
+
+@pytest.mark.parametrize(("options", "error", "match"), [
+    ({"every": 0}, OptionError, "every ≥ 1 and draws ≥ 2; got every=0 and draws=50"),
+    ({"draws": 1}, OptionError, "got every=1 and draws=1"),
+    ({"symmetry": pe.Symmetry(pe.CyclicGroup(2), {})}, pe.SymmetryError, "symmetry that moves inputs"),
+])  # fmt: skip
+def test_what_cannot_be_tracked(options, error, match):
+    _, symmetry, (x, _) = regression()
+    with pytest.raises(error, match=match):
+        pe.TrackDefect(x, **{"symmetry": symmetry, **options})
+
+
+def test_one_defect_is_tracked():
+    model, symmetry, batch = regression()
+    track = pe.TrackDefect(batch[0], symmetry)
+    with pytest.raises(OptionError, match="Expected one TrackDefect"):
+        fit(model, pe.AutoMeanFieldNormal(model), batch, callbacks=[track, track])

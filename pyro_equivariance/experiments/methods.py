@@ -124,6 +124,7 @@ def expansion(problem: Problem, seed: int, progress: bool) -> Fitted:
     moved = _augmented(problem, model, large)
     second = _fit(problem, moved, guide, problem.config.epochs - half, seed, progress)
     history = {key: first.history[key] + second.history[key] for key in first.history}
+    history["steps"] = first.history["steps"] + [first.history["steps"][-1] + n for n in second.history["steps"]]
     return Fitted(model, guide, history, first.seconds + second.seconds, exact=False, symmetries=(large,))
 
 
