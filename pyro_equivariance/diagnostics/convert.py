@@ -20,10 +20,20 @@ from ..guides.base import own_randomness
 from ..handlers import AugmentMessenger
 from ..networks.bayesian import NetworkModel
 from ..prediction import evaluating, outputs
+from ..spaces import unconstraining
 from ..symmetry import Symmetry
 from . import base
-from .runs import Run, as_runs, is_latent
-from .sites import Observation, drawn, is_deterministic, labelled, mean_log_likelihood, observations, own_dims
+from .runs import OneSubsample, Run, as_runs, density_arguments, is_latent
+from .sites import (
+    Forgetting,
+    Observation,
+    drawn,
+    is_deterministic,
+    labelled,
+    mean_log_likelihood,
+    observations,
+    own_dims,
+)
 from .tables import Labelled, Labels, Recorder, as_arrays, dataset
 
 MAX_ORBIT = 64  # elements at which log densities are evaluated
@@ -54,8 +64,9 @@ def to_arviz(
     - ``sample_stats`` ``(chain, draw)``: ``lp``, ``log p(y, θ_t)``, and ``log_q``, ``log q(θ_t)``, in nats, scaled as
       the model scales them for subsampling; ``group_element``, the index of the element that an orbit mixture drew.
       With a symmetry that moves the latent sites ``log_q_orbit`` ``(chain, draw, element)``, ``log q(ρ(g) θ_t)``, and,
-      if it leaves the inputs alone, ``lp_orbit``, ``log p(y, ρ(g) θ_t)`` (groups of at most 64 elements). MCMC has
-      ``lp`` and ``diverging`` only;
+      if it leaves the inputs alone, ``lp_orbit``, ``log p(y, ρ(g) θ_t)``, for groups of at most 64 elements and guides
+      with a density at any value; an action on unconstrained values adds the log Jacobian of its move. MCMC has ``lp``
+      and ``diverging`` only;
     - ``log_likelihood``: each datum's, ``(chain, draw, observation)``; not scaled for subsampling, 0 where masked;
     - ``posterior_predictive``: a draw of each observation, and for classes ``probs``, their probabilities
       ``(chain, draw, observation, class)``; ``prior`` and ``prior_predictive``: the same from the prior, one chain;
@@ -66,11 +77,13 @@ def to_arviz(
 
     Axes in plates are named as the plates (a network's data ``observation``, as are observations outside plates), the
     others ``<site>_dim_<i>``. Several observation sites have ``<site>_probs`` with an axis ``<site>_class`` each, and
-    outside plates, if of unequal lengths, an axis ``<site>_observation`` each. A model under
+    outside plates, if of unequal lengths, an axis ``<site>_observation`` each. A subsampled plate keeps the indices
+    that it first draws, so that all draws are of the same data. A model under
     :func:`~pyro_equivariance.handlers.augment` counts as what it wraps: the data are taken once, as they are.
 
-    The result takes ``8 T (|G| N K + 2 N K + 3 N + S)`` bytes a chain for classes and ``S`` entries of the sites shown,
-    half of that with ``dtype="float32"``: 200 draws of 500 images in 10 classes with four moved copies 50 MB, or 25.
+    The result takes ``8 T (|G| N K + 2 N K + 3 N + 2 S)`` bytes for one chain, with ``K`` classes and ``S`` entries of
+    the sites shown, in posterior and prior; half of that with ``dtype="float32"``: 200 draws of 500 images in 10
+    classes with four moved copies 50 MB, or 25.
 
     :param model: a Pyro model ``model(*data)`` with observations; for the orbit also callable as ``model(x)``.
     :param guide: where the draws come from: a guide, trained, called with the same arguments; a
@@ -108,15 +121,17 @@ def to_arviz(
     model = _unaugmented(model)
     several = as_runs([*([] if guide is None else [guide]), *runs], draws, thin, history)
     labels = Labels({} if symmetry is None else {"element": symmetry.group}, coords or {})
-    with torch.no_grad(), evaluating(model), nullcontext() if seed is None else own_randomness(seed):
+    randomness = nullcontext() if seed is None else own_randomness(seed)
+    with torch.no_grad(), evaluating(model), OneSubsample(), randomness:
         view = _View(model, data, symmetry, sites)
         recorders = [_recorded(view, run, dtype) for run in several]
         count = recorders[0].draws if prior_draws is None else prior_draws
         groups = _joined(recorders, labels)
         groups |= {name: dataset(as_arrays(group, dtype), labels) for name, group in view.fixed().items() if group}
         groups |= _prior(view, count, dtype, labels)
-    if several_steps := [run.variational() for run in several if run.history]:
-        groups["variational"] = _side_by_side(several_steps)
+    first_chains = np.cumsum([0, *(run.chains for run in several[:-1])])
+    if steps := {chain: run.variational() for chain, run in zip(first_chains, several, strict=True) if run.history}:
+        groups["variational"] = _side_by_side(list(steps.values())).assign_coords(chain=list(steps))
     attrs = _attributes(several, symmetry, seed)
     return base.ARVIZ.container({name: group.assign_attrs(attrs) for name, group in groups.items()}, attrs)
 
@@ -205,7 +220,7 @@ class _View:
         self._observations = seen = observations(trace, draw, self.is_network)
         row = {
             "posterior": self._latents(trace, draw) | mean_log_likelihood(seen),
-            "sample_stats": {"lp": ((), trace.log_prob_sum())} | stats | self._along_orbit(draw, density),
+            "sample_stats": {"lp": ((), trace.log_prob_sum())} | stats | self._along_orbit(trace, draw, density),
             "log_likelihood": {o.name: o.labelled(o.log_likelihood) for o in seen},
             "posterior_predictive": self._replicates(trace, draw, seen),
         }
@@ -215,7 +230,7 @@ class _View:
 
     def prior_row(self) -> dict[str, dict[str, Labelled]]:
         """A draw of the latents and of the observations from the model itself."""
-        trace = poutine.trace(poutine.uncondition(self.model)).get_trace(*self.data)
+        trace = poutine.trace(Forgetting()(self.model)).get_trace(*self.data)
         names = {o.name for o in self._observations}
         seen = [Observation(o.name, trace.nodes[o.name], o.axis) for o in self._observations if o.name in trace.nodes]
         latents = {n: s for n, s in trace.nodes.items() if n not in names and (is_latent(s) or is_deterministic(s))}
@@ -240,31 +255,47 @@ class _View:
             raise OptionError(f"Expected sites of the guide, {', '.join(map(repr, known))}; got {unknown[0]!r}.")
         return list(names)
 
-    def _along_orbit(self, draw, density: Callable | None) -> dict[str, Labelled]:
+    def _along_orbit(self, trace, draw, density: Callable | None) -> dict[str, Labelled]:
         """Log densities at the moved latents; what the symmetry does not name stays."""
         if density is None:
             return {}
-        values = {name: site["value"] for name, site in draw.nodes.items() if is_latent(site)}
-        moving = {name: value for name, value in values.items() if name in self.symmetry.sites}
+        moving = [name for name, site in draw.nodes.items() if is_latent(site) and name in self.symmetry.sites]
         if not moving:
             return {}
-        copies = [values | self.symmetry.act(g, moving) for g in range(len(self.symmetry.group))]
-        found = {"log_q_orbit": torch.stack([torch.as_tensor(density(copy)) for copy in copies])}
+        copies = [self._moved_latents(g, moving, trace) for g in range(len(self.symmetry.group))]
+        still = density_arguments(draw)
+        found = {"log_q_orbit": torch.stack([density(still | moved) + volume for moved, volume in copies])}
         if self.moved is None:
-            found["lp_orbit"] = torch.stack([self._log_density(copy) for copy in copies])
+            found["lp_orbit"] = torch.stack([self._log_density(trace, moved) + volume for moved, volume in copies])
         return {name: (("element",), value.double()) for name, value in found.items()}
 
-    def _log_density(self, values: dict[str, Tensor]) -> Tensor:
-        return torch.as_tensor(
-            poutine.trace(poutine.condition(self.model, values)).get_trace(*self.data).log_prob_sum()
-        )
+    def _moved_latents(self, g: int, names: list[str], trace) -> tuple[dict[str, Tensor], Tensor]:
+        """``ρ(g) θ`` and the log Jacobian of this move, which is 0 but for actions on unconstrained values."""
+        moved, volume = {}, torch.zeros(())
+        for name in names:
+            rep, site = self.symmetry[name], trace.nodes[name]
+            if rep.space == "constrained":
+                moved[name] = rep.act(g, site["value"])
+                continue
+            transform = unconstraining(site["fn"].support)
+            before = transform.inv(site["value"])
+            after = rep.act(g, before)
+            moved[name] = transform(after)
+            volume = volume + transform.log_abs_det_jacobian(after, moved[name]).sum()
+            volume = volume - transform.log_abs_det_jacobian(before, site["value"]).sum()
+        return moved, volume
+
+    def _log_density(self, trace, moved: dict[str, Tensor]) -> Tensor:
+        """``log p(y, θ)`` where some latents have other values than in the trace."""
+        model = poutine.replay(poutine.condition(self.model, moved), trace)
+        return torch.as_tensor(poutine.trace(model).get_trace(*self.data).log_prob_sum())
 
     def _replicates(self, trace, draw, seen: list["Observation"]) -> dict[str, Labelled]:
         """A draw of all observations together, the observed values forgotten, and the probabilities of classes."""
         if len(seen) == 1:  # nothing else depends on it
             nodes = {seen[0].name: {**seen[0].site, "value": seen[0].site["fn"].sample()}}
         else:
-            nodes = poutine.trace(poutine.uncondition(poutine.replay(self.model, draw))).get_trace(*self.data).nodes
+            nodes = poutine.trace(Forgetting()(poutine.replay(self.model, draw))).get_trace(*self.data).nodes
         return drawn(seen, nodes)
 
     def _orbit(self, draw, seen: list["Observation"]) -> dict[str, Labelled]:
@@ -276,7 +307,7 @@ class _View:
 
     def fixed(self) -> dict[str, dict[str, Labelled]]:
         """The groups without draws: what was observed, and the rest of the data."""
-        observed = {o.name: o.labelled(o.site["value"]) for o in self._observations}
+        observed = {o.name: o.value for o in self._observations}
         lengths = {len(o.log_likelihood): o.axis for o in self._observations if len(o.axis) == 1}
         constant: dict[str, Labelled] = {}
         for values in filter(torch.is_tensor, self.data):

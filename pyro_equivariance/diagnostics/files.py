@@ -11,6 +11,7 @@ from ..errors import DataError
 from . import base
 from .base import METHOD, Groups, groups_of
 
+SIDE = ("sample_stats", "variational")  # what is known of a run beside its draws: not the same for all methods
 DRAWN = ("posterior", "sample_stats", "log_likelihood", "posterior_predictive", "orbit_predictive")  # one set of draws
 
 
@@ -20,7 +21,8 @@ def stack(idatas: Mapping[str, Sequence]):
     ``stack(...).sel(method_name="baseline")`` is a method's own data again. (A dimension ``method`` could not be
     selected: xarray's ``sel(method=...)`` is something else.) Data that all runs share are kept once. Runs on
     different data, such as splits by seed, give the data groups these dimensions as well; element-wise statistics
-    (``az.loo``) then pool different data under one index: select a chain first.
+    (``az.loo``) then pool different data under one index: select a chain first. In ``sample_stats`` and ``variational``
+    NaN stands for what a run does not have; groups that some run lacks are left out.
 
     :param dict idatas: for each method a list of :func:`to_arviz` results, as many for each.
     :raises DataError: for no runs, or runs whose numbers, groups, variables or shapes differ.
@@ -37,8 +39,9 @@ def stack(idatas: Mapping[str, Sequence]):
     if not counts or len(set(counts.values())) > 1 or 0 in counts.values():
         raise DataError(f"Expected the same number of runs for each method, at least one; got {counts}.")
     first = next(iter(runs.values()))[0]
-    shared = [g for g in first if g in DRAWN or all(g in run for several in runs.values() for run in several)]
-    _check_alike({g: first[g] for g in shared}, runs)
+    needed = set(DRAWN) - set(SIDE)
+    shared = [g for g in first if g in needed or all(g in run for several in runs.values() for run in several)]
+    _check_alike({g: first[g] for g in shared if g not in SIDE}, runs)
     joined = {g: join_runs({m: [run[g] for run in several] for m, several in runs.items()}) for g in shared}
     return base.ARVIZ.container(joined, joined["posterior"].attrs)
 
@@ -82,7 +85,9 @@ def from_netcdf(path: str | os.PathLike, groups: Sequence[str] = ("posterior",))
     if not path.is_file():
         raise DataError(f"Expected a netCDF file; there is none at {str(path)!r}.")
     try:
-        idata = base.ARVIZ.read(path)
+        opened = base.ARVIZ.read(path)
+        idata = opened.load()
+        opened.close()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
@@ -145,6 +150,6 @@ def join_chains(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
 
 def _concatenate(datasets: Sequence[xr.Dataset], dim) -> xr.Dataset:
     return xr.concat(
-        datasets, dim, data_vars="all", coords="minimal", compat="equals", join="exact",
+        datasets, dim, data_vars="all", coords="minimal", compat="equals", join="outer",
         combine_attrs="drop_conflicts",
     )  # fmt: skip

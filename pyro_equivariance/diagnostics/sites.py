@@ -6,6 +6,7 @@ from functools import cached_property
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ..errors import SymmetryError
@@ -30,6 +31,10 @@ class Observation:
     def has_classes(self) -> bool:
         return isinstance(self.site["fn"], torch.distributions.Categorical)
 
+    @property
+    def value(self) -> Labelled:
+        return self.labelled(_whole(self.site))
+
     def labelled(self, values: Tensor, before: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> Labelled:
         """Values of this site, between axes of other names."""
         own = own_dims(self.name, values.ndim - len(before) - len(after))
@@ -52,28 +57,34 @@ def observations(trace, draw, is_network: bool) -> list[Observation]:
     if not sites:
         raise SymmetryError("Expected a model with an observed site; it has none. Pass the observation in data.")
     batches = {name: log_likelihood(site).shape[:1] for name, site in sites.items()}
-    prefix = {name: "" if len(set(batches.values())) == 1 else f"{name}_" for name in sites}
+    shared = len(set(batches.values())) == 1 and OBSERVATION not in sites  # an axis and a site cannot share a name
+    prefix = {name: "" if shared else f"{name}_" for name in sites}
     found = []
     for name, site in sites.items():
-        named = () if is_network else plates_of(site)
+        named = () if is_network else plates_of(name, site)
         first = (prefix[name] + OBSERVATION,) if batches[name] else ()
         found.append(Observation(name, site, named or first))
     return found
 
 
-def plates_of(site: dict) -> tuple[str, ...]:
-    """The names of the leading axes that are plates of the model, from the left; none if one of them is no plate."""
-    shape = site["fn"].batch_shape
-    names = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
-    axes = [names.get(axis - len(shape)) for axis in range(len(shape))]
-    return tuple(f"{n}_plate" if n in ("chain", "draw", "element") else n for n in axes) if all(axes) else ()
+def plates_of(name: str, site: dict) -> tuple[str, ...]:
+    """The names of a site's batch axes, of those in plates the plates'; none for a site outside of plates."""
+    count = len(site["fn"].batch_shape)
+    plates = {frame.dim + count: _free(frame.name) for frame in site["cond_indep_stack"] if frame.vectorized}
+    return tuple(plates.get(i, own) for i, own in enumerate(own_dims(name, count))) if plates else ()
+
+
+def _free(plate: str) -> str:
+    """The name of a plate, changed where ArviZ or this package has another axis of that name."""
+    return f"{plate}_plate" if plate in ("chain", "draw", "element") else plate
 
 
 def labelled(name: str, site: dict) -> Labelled:
     """A latent or deterministic site with the names of its axes."""
     value = site["value"]
-    plates = plates_of(site) if "cond_indep_stack" in site and hasattr(site["fn"], "batch_shape") else ()
-    plates = plates if len(plates) <= value.ndim else ()
+    plates = plates_of(name, site) if "cond_indep_stack" in site and hasattr(site["fn"], "batch_shape") else ()
+    if value.shape[: len(plates)] != getattr(site["fn"], "batch_shape", ())[: len(plates)]:
+        plates = ()  # a deterministic site may be smaller than the plates that it stands in
     return (*plates, *own_dims(name, value.ndim)[len(plates) :]), value
 
 
@@ -90,7 +101,7 @@ def mean_log_likelihood(seen: list[Observation]) -> dict[str, Labelled]:
 
 def drawn(seen: list[Observation], nodes: Mapping[str, dict]) -> dict[str, Labelled]:
     """The values of observations in a trace, and the probabilities of classes."""
-    values = {o.name: o.labelled(nodes[o.name]["value"]) for o in seen}
+    values = {o.name: o.labelled(_whole(nodes[o.name])) for o in seen}
     prefix = {o.name: "" if len(seen) == 1 else f"{o.name}_" for o in seen}
     probs = {
         f"{prefix[o.name]}probs": o.labelled(nodes[o.name]["fn"].probs, after=(f"{prefix[o.name]}class",))
@@ -98,6 +109,29 @@ def drawn(seen: list[Observation], nodes: Mapping[str, dict]) -> dict[str, Label
         if o.has_classes
     }
     return values | probs
+
+
+class Forgetting(UnconditionMessenger):
+    """Draws what was observed; deterministic sites, which Pyro observes as well, stay what they are."""
+
+    def _pyro_sample(self, msg) -> None:
+        if not is_deterministic(msg):
+            super()._pyro_sample(msg)
+
+
+def _whole(site: dict) -> Tensor:
+    """The value of an observation, as integers where its law is one of integers, such as a Bernoulli's."""
+    value = site["value"]
+    if not value.is_floating_point() or not _is_discrete(site["fn"]) or not bool((value == value.round()).all()):
+        return value
+    return value.long()
+
+
+def _is_discrete(law) -> bool:
+    try:
+        return law.support.is_discrete
+    except NotImplementedError:
+        return False
 
 
 def own_dims(name: str, ndim: int) -> tuple[str, ...]:
