@@ -85,9 +85,9 @@ def from_netcdf(path: str | os.PathLike, groups: Sequence[str] = ("posterior",))
     if not path.is_file():
         raise DataError(f"Expected a netCDF file; there is none at {str(path)!r}.")
     try:
-        opened = base.ARVIZ.read(path)
-        idata = opened.load()
-        opened.close()
+        idata = base.ARVIZ.read(path)
+        for group in groups_of(idata).values():
+            group.load().close()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
