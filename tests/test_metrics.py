@@ -778,3 +778,54 @@ def test_an_action_that_flips_signs_is_refused():
 
     with pytest.raises(DataError, match="permutes the classes"):
         metrics.symmetric_kl(random_probs(2, 3, 2), action=Negate(2))
+
+
+# Defect by element
+
+
+@pytest.mark.parametrize("chunk_size", [2, 256])
+def test_the_defect_of_an_element_is_that_of_the_identity_and_it_alone(chunk_size):
+    """Of two copies, the defect is half that of the second, and its error as well."""
+    group = CyclicGroup(3)
+    outputs = random_draws(6, 3, 5, 3)
+    by_element = metrics.defect_by_element(outputs, action=regular(group), chunk_size=chunk_size)
+    assert by_element[0] == Estimate(0.0, 0.0)
+    for g in (1, 2):
+        back = torch.stack([outputs[:, 0], outputs[:, g].roll(-g, -1)], 1)
+        pair = metrics.equivariance_defect(back)
+        assert by_element[g].value == pytest.approx(2 * pair.value, rel=1e-12)
+        assert by_element[g].se == pytest.approx(2 * pair.se, rel=1e-12)
+
+
+@pytest.mark.parametrize("action", [None, regular(CyclicGroup(4))])
+def test_the_mean_over_elements_is_the_defect(action):
+    outputs = random_draws(7, 4, 5, 4)
+    by_element = metrics.defect_by_element(outputs, action=action)
+    mean = sum(e.value for e in by_element) / 4
+    assert mean == pytest.approx(metrics.equivariance_defect(outputs, action=action).value, rel=1e-12)
+
+
+def test_the_defect_of_an_element_is_unbiased():
+    """f(gx) - f(x) has mean g in each of two entries, so its defect is 2 g²."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.arange(3.0)[:, None, None]
+    runs = [
+        [e.value for e in metrics.defect_by_element(torch.randn(5, 3, 2, 2, generator=generator) + steps)]
+        for _ in range(400)
+    ]
+    for g, values in enumerate(exact(runs).T):
+        assert abs(values.mean() - 2 * g**2) <= 4 * values.std() / math.sqrt(400)
+
+
+def test_two_draws_give_elements_without_an_error():
+    first, second = metrics.defect_by_element(random_draws(2, 2, 3, 1))
+    assert math.isfinite(second.value) and math.isnan(second.se) and math.isnan(first.se)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(DataError, {}), (OptionError, {"chunk_size": 0}), (SymmetryError, {"action": Shift(5)})]
+)
+def test_defect_by_element_checks_its_input(kind, options):
+    outputs = random_draws(1 if kind is DataError else 3, 4, 3, 5)
+    with pytest.raises(kind):
+        metrics.defect_by_element(outputs, **options)

@@ -12,12 +12,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+import pyro_equivariance as pe
 from pyro_equivariance import metrics, plots
-from pyro_equivariance.errors import DataError
+from pyro_equivariance.diagnostics import VSBC
+from pyro_equivariance.errors import DataError, OptionError
 
 METHODS = ("baseline", "baseline-noaug", "geometric", "arithmetic", "projection", "always", "expansion",
            "expansion-tied", "equivarified")  # fmt: skip
@@ -68,7 +71,103 @@ def swept(sizes=(1, 2, 4, 8, 16, 32, 64), defect=0.0, noise=1.0, seed=0):
     )
 
 
+LONG = ("a very long name of a method that does not fit", "another long name of a method, with more words")
+SWAP = pe.Symmetry(
+    pe.SymmetricGroup(3),
+    {"locs": pe.permutation(pe.SymmetricGroup(3)), "scale": pe.trivial(pe.SymmetricGroup(3), ())},
+)
+
+
+def predictions(elements=4, classes=10, count=120, strength=3.0, seed=0):
+    """Mean predictives ``(|G|, N, K)`` that get worse along the orbit, and the labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    logits = torch.randn(elements, count, classes, generator=generator)
+    worse = strength * torch.linspace(1, 0.3, elements)[:, None, None]
+    return (logits + worse * torch.nn.functional.one_hot(labels, classes)).softmax(-1), labels
+
+
+def variational(methods=None, chains=3, steps=20, nan=False, seed=0):
+    """The group of that name, all numbers different; the defect at every fifth step."""
+    noise = np.random.default_rng(seed)
+    at = 50 * np.arange(1, steps + 1)
+    shape = (*((len(methods),) if methods else ()), chains, steps)
+    loss = np.exp(-at / 300) + 0.1 + 0.02 * noise.random(shape)
+    defect = np.where(np.arange(steps) % 5 == 4, 0.1 * np.exp(-at / 200) * (1 + noise.random(shape)), np.nan)
+    if nan:
+        loss[..., 3:6] = np.nan
+    dims = ("method_name",) * bool(methods) + ("chain", "step")
+    arrays = {"loss": loss, "defect": defect, "defect_se": 0.2 * defect}
+    coords = {"step": at} | ({"method_name": list(methods)} if methods else {})
+    return xr.Dataset({name: (dims, values) for name, values in arrays.items()}, coords)
+
+
+def simulated(quantities=1, simulations=200, draws=99, names=None, seed=0):
+    """Uniform ranks, as a calibrated guide has."""
+    ranks = np.random.default_rng(seed).integers(0, draws + 1, (simulations, quantities))
+    names = tuple(names or (f"theta[{i}]" for i in range(quantities)))
+    return VSBC(ranks, names, draws=draws, losses=np.full(simulations, np.nan))
+
+
+def element_draws(elements=4, step=0.1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    draws = 0.2 * torch.randn(30, elements, 6, 3, generator=generator)
+    return draws + step * torch.arange(elements)[:, None, None]
+
+
+def locations(draws=50, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    locs = torch.tensor([-2.0, 0.0, 2.0]) + 0.2 * torch.randn(draws, 3, generator=generator)
+    return {"locs": locs, "scale": torch.rand(draws, generator=generator)}
+
+
+def negative_losses():
+    early = 50 * np.exp(-np.arange(100) / 4)
+    return {name: {"loss": list(early - 3 - shift - 0.01 * np.arange(100))} for name, shift in (("a", 0), ("b", 0.2))}
+
+
 FIGURES = {
+    "reliability": lambda: plots.reliability(predictions()[0][0], predictions()[1]).get_figure(),
+    "reliability, moved copies": lambda: plots.reliability(
+        {"upright": predictions()[0][0], "all moved copies": predictions()[0]}, predictions()[1]).get_figure(),
+    "reliability, two classes": lambda: plots.reliability(*predictions(8, 2)).get_figure(),
+    "reliability, eight series": lambda: plots.reliability(
+        dict(zip(ELEMENTS, predictions(8)[0], strict=True)), predictions(8)[1]).get_figure(),
+    "reliability, long names": lambda: plots.reliability(
+        dict(zip(LONG, predictions(2)[0], strict=True)), predictions(2)[1]).get_figure(),
+    **{f"elbo, {c} runs": lambda c=c: plots.elbo(variational(chains=c)).get_figure() for c in (1, 3, 20)},
+    "elbo, nine methods": lambda: plots.elbo(variational(METHODS)).get_figure(),
+    "elbo, long names": lambda: plots.elbo(variational(LONG)).get_figure(),
+    "elbo, NaN": lambda: plots.elbo(variational(nan=True)).get_figure(),
+    "elbo, negative": lambda: plots.elbo(negative_losses()).get_figure(),
+    "elbo, never finite": lambda: plots.elbo({"loss": [math.nan] * 3}).get_figure(),
+    **{f"ranks, {q} quantities": lambda q=q: plots.ranks(simulated(q)) for q in (1, 2, 4, 7)},
+    "ranks, long names": lambda: plots.ranks(simulated(4, 60, 49, ["layers.0.weight[12, 30, 2, 2]"] * 4)),
+    **{f"defect by element, {g} elements": lambda g=g: plots.defect_by_element(
+        element_draws(g), ELEMENTS[:g]).get_figure() for g in (1, 2, 4, 8)},
+    "defect by element, nine methods": lambda: plots.defect_by_element(
+        {m: element_draws(8, 0.05 * i) for i, m in enumerate(METHODS)}, ELEMENTS).get_figure(),
+    "defect by element, long names": lambda: plots.defect_by_element(
+        dict.fromkeys(LONG, element_draws(2)), LONG).get_figure(),
+    "defect by element, all zero": lambda: plots.defect_by_element(
+        torch.rand(5, 1, 3, 2).expand(5, 4, 3, 2), ELEMENTS[:4]).get_figure(),
+    "defect training": lambda: plots.defect_training(variational()).get_figure(),
+    "defect training, nine methods": lambda: plots.defect_training(variational(METHODS)).get_figure(),
+    "defect training, no errors": lambda: plots.defect_training({"defect": [0.1, math.nan, 0.01]}).get_figure(),
+    "parameters": lambda: plots.parameters(locations(), SWAP).get_figure(),
+    "parameters, many elements": lambda: plots.parameters(
+        {"a": torch.randn(40, 4)},
+        pe.Symmetry(pe.SymmetricGroup(4), {"a": pe.permutation(pe.SymmetricGroup(4))})).get_figure(),
+    **{f"kernels over the orbit, {k}": lambda k=k: plots.kernels_orbit(
+        torch.randn(8, k, 3, 3), ELEMENTS, [f"channel {i}" for i in range(k)]) for k in (1, 5)},
+    **{f"calibration under rotation, {g} elements": lambda g=g: plots.calibration_under_rotation(
+        *predictions(g), ELEMENTS[:g]) for g in (1, 4, 8)},
+    "calibration under rotation, nine methods": lambda: plots.calibration_under_rotation(
+        {m: predictions(8, seed=i)[0] for i, m in enumerate(METHODS)}, predictions(8)[1], ELEMENTS),
+    "calibration under rotation, long names": lambda: plots.calibration_under_rotation(
+        dict.fromkeys(LONG, predictions(8)[0]), predictions(8)[1], [f"element number {g}" for g in range(8)]),
+    "calibration under rotation, 48 elements": lambda: plots.calibration_under_rotation(
+        *predictions(48, count=20), [f"g{g}" for g in range(48)]),
     **{f"accuracy, {m} methods, {s} seeds": lambda m=m, s=s: plots.accuracy(runs(m, s)).get_figure()
        for m, s in [(1, 1), (3, 3), (9, 5)]},
     **{f"defect, {m} methods, {s} seeds": lambda m=m, s=s: plots.defect(runs(m, s)).get_figure()
@@ -113,8 +212,11 @@ def drawn_texts(figure, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_texts_neither_overlap_nor_leave_the_figure(name, monkeypatch):
+def test_texts_neither_overlap_nor_leave_the_figure_and_nothing_global_changes(name, monkeypatch):
+    before = dict(matplotlib.rcParams)
     figure = FIGURES[name]()
+    assert dict(matplotlib.rcParams) == before
+    assert plt.get_fignums() == []
     boxes = drawn_texts(figure, monkeypatch)
     assert boxes
     overlapping = [(a, b) for (a, one), (b, two) in combinations(boxes, 2) if one.overlaps(two)]
@@ -122,14 +224,6 @@ def test_texts_neither_overlap_nor_leave_the_figure(name, monkeypatch):
     width, height = figure.bbox.size
     outside = [t for t, b in boxes if b.x0 < 0 or b.y0 < 0 or b.x1 > width or b.y1 > height]
     assert not outside
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_nothing_global_changes(name):
-    before = dict(matplotlib.rcParams)
-    FIGURES[name]()
-    assert dict(matplotlib.rcParams) == before
-    assert plt.get_fignums() == []
 
 
 def test_the_users_settings_do_not_matter():
@@ -391,6 +485,200 @@ def test_sample_size_shows_its_function(order):
     assert plots.sample_size(ax=given) is given
 
 
+# Calibration
+
+
+def test_reliability_shows_the_bins_and_the_error_of_the_metric():
+    probs, labels = predictions(1)
+    probs = probs[0]
+    ax = plots.reliability(probs, labels, bins=7)
+    error = metrics.calibration_error(probs, labels, 7).item()
+    assert ax.get_legend().get_texts()[-1].get_text() == f"ECE {error:.3f}"
+    confidence, right = probs.max(-1).values, (probs.argmax(-1) == labels).double()
+    member = [(confidence > b / 7) & (confidence <= (b + 1) / 7) for b in range(7)]
+    member = [m for m in member if m.any()]
+    points, _, (bars,) = ax.containers[0].lines
+    expected = [(confidence[m].mean().item(), right[m].mean().item()) for m in member]
+    np.testing.assert_allclose(points.get_xydata(), expected)
+    share = torch.stack(member).double().mean(1)
+    gap = points.get_xydata()[:, 1] - points.get_xydata()[:, 0]
+    assert (share.numpy() * abs(gap)).sum() == pytest.approx(error)
+    for (_, low), (_, high), m in zip(*np.moveaxis(np.array(bars.get_segments()), 1, 0), member, strict=True):
+        n, p, z = int(m.sum()), right[m].mean().item(), 1.959964
+        for end in (low, high):  # Wilson's ends are where the score test is at its critical value
+            assert n * (p - end) ** 2 == pytest.approx(z**2 * end * (1 - end), rel=1e-4, abs=1e-9)
+    (strip,) = ax.child_axes
+    heights, edges, _ = strip.patches[0].get_data()
+    np.testing.assert_allclose(heights[heights > 0], share)
+    np.testing.assert_allclose(edges, np.arange(8) / 7)
+
+
+def test_copies_of_one_image_do_not_narrow_the_intervals_of_reliability():
+    probs, labels = predictions(1)
+    once, many = (plots.reliability(p, labels).containers[0].lines for p in (probs[0], probs.expand(6, -1, -1)))
+    np.testing.assert_allclose(once[0].get_xydata(), many[0].get_xydata())
+    np.testing.assert_allclose(*(lines[2][0].get_segments() for lines in (once, many)), rtol=1e-6)
+
+
+def test_scores_on_each_copy_are_those_of_the_metrics():
+    probs, labels = predictions(4)
+    figure = plots.calibration_under_rotation(probs, labels, ELEMENTS[:4], bins=9)
+    functions = (metrics.accuracy, metrics.negative_log_likelihood, lambda p, y: metrics.calibration_error(p, y, 9))
+    n = len(labels)
+    for ax, score in zip(figure.axes, functions, strict=True):
+        points, _, (bars,) = ax.containers[0].lines
+        values = [score(copy, labels).item() for copy in probs]
+        np.testing.assert_allclose(points.get_xydata(), list(enumerate(values)))
+        ends = np.array(bars.get_segments())[:, :, 1]
+        for copy, (low, high) in zip(probs, ends, strict=True):
+            left_out = [score(copy[k], labels[k]).item() for i in range(n) if (k := torch.arange(n) != i) is not None]
+            error = math.sqrt((n - 1) * np.var(left_out))
+            assert (high - low) / 2 == pytest.approx(error * math.sqrt((n - 1) / n) if score not in functions[2:]
+                                                     else error)  # fmt: skip
+        assert ax.get_lines()[-1].get_ydata()[0] == pytest.approx(values[0])
+        assert [t.get_text() for t in ax.get_xticklabels()] == list(ELEMENTS[:4])
+
+
+def test_scores_of_methods_stand_beside_one_another():
+    probs = {m: predictions(4, seed=i)[0] for i, m in enumerate("ab")}
+    figure = plots.calibration_under_rotation(probs, predictions(4)[1], ELEMENTS[:4])
+    left, right = (c.lines[0].get_xdata() for c in figure.axes[0].containers)
+    assert (left < np.arange(4)).all() and (right > np.arange(4)).all()
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_rank_bars_count_the_ranks_in_equal_bins():
+    result = simulated(3, 200, 99)
+    figure = plots.ranks(result, ["theta[2]", "theta[0]"])
+    for ax, column in zip(figure.axes, (2, 0), strict=True):
+        bars = ax.containers[0]
+        assert len(bars) == 20
+        for b, bar in enumerate(bars):
+            assert (bar.get_x(), bar.get_width()) == (pytest.approx(5 * b - 0.5), pytest.approx(5))
+            assert bar.get_height() == ((result.ranks[:, column] // 5) == b).sum()
+    assert [ax.get_title() for ax in figure.axes] == ["theta[2]", "theta[0]"]
+
+
+def test_the_rank_band_has_its_rate():
+    """Of uniform histograms, at least 95 % lie in the band, and not many more: Bonferroni over exclusive bins."""
+    (low, high) = plots.ranks(simulated()).axes[0].collections[0].get_paths()[0].get_extents().intervaly
+    counts = np.random.default_rng(0).multinomial(200, np.full(20, 1 / 20), size=20_000)
+    inside = ((counts >= low) & (counts <= high)).all(1).mean()
+    error = math.sqrt(0.05 * 0.95 / 20_000)
+    assert 0.95 - 4 * error < inside < 0.99
+
+
+@pytest.mark.parametrize(
+    ("draws", "simulations", "bins"), [(99, 200, 20), (99, 60, 5), (63, 1000, 16), (100, 200, 101)]
+)
+def test_rank_bins_divide_the_ranks(draws, simulations, bins):
+    assert len(plots.ranks(simulated(1, simulations, draws)).axes[0].containers[0]) == bins
+
+
+# Elements, training and parameters
+
+
+def test_defect_by_element_shows_the_metric_but_for_the_identity():
+    draws = element_draws(4)
+    ax = plots.defect_by_element(draws, ELEMENTS[:4])
+    expected = [(e.value, row, e.value - e.se, e.value + e.se)
+                for row, e in enumerate(metrics.defect_by_element(draws)[1:])]  # fmt: skip
+    assert bars(ax) == [pytest.approx(row) for row in expected]
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(ELEMENTS[1:4])
+
+
+def test_defect_by_element_moves_outputs_and_separates_methods():
+    group = pe.CyclicGroup(3)
+    x = torch.randn(7, 1, 5, 3)
+    moved = torch.cat([x.roll(g, -1) for g in range(3)], 1)
+    ax = plots.defect_by_element({"a": moved, "b": element_draws(3)[:7, :, :5]}, group.names, action=pe.regular(group))
+    shown = np.array(bars(ax))
+    np.testing.assert_allclose(shown[:2], [[0, 0, 0, 0], [0, 1, 0, 0]], atol=1e-12)
+    assert (shown[2:, 0] > 1e-3).all()
+    assert [t.get_text() for t in ax.get_legend().get_texts()][:2] == ["a", "b"]
+
+
+@pytest.mark.parametrize("methods", [None, ("one", "two")])
+def test_elbo_of_arviz_data(methods):
+    given = variational(methods, nan=True)
+    ax = plots.elbo(given)
+    losses = given.loss.values.reshape(-1, 20)
+    known = np.isfinite(losses[0])
+    for line, loss in zip(ax.get_lines(), losses, strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), np.column_stack([given.step.values, loss])[known])
+    named = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert named == (list(methods) if methods else ["run 0", "run 1", "run 2"])
+    assert ax.get_xlabel() == "optimizer step"
+
+
+@pytest.mark.parametrize("kind", ["history", "result", "list", "dict of results"])
+def test_elbo_of_fits(kind):
+    history = {"loss": [3.0, 2.0, 1.0], "validation": [math.nan] * 3}
+    result = pe.FitResult(guide=None, history=history, best_epoch=0, seconds=0.0)
+    given = {"history": history, "result": result, "list": [result, history], "dict of results": {"a": [result]}}[kind]
+    ax = plots.elbo(given)
+    assert ax.get_xlabel() == "epoch"
+    assert [line.get_xydata().tolist() for line in ax.get_lines()] == [[[1, 3], [2, 2], [3, 1]]] * (
+        1 + (kind == "list")
+    )
+
+
+def test_elbo_cuts_off_a_start_far_above_the_rest():
+    low, high = plots.elbo(negative_losses()).get_ylim()
+    late = [v for h in negative_losses().values() for v in h["loss"][25:]]
+    assert low < min(late) and max(late) < high < max(late) + 0.2 * np.ptp(late)
+    assert plots.elbo({"loss": [1.0, 0.5, -0.5, -1.0]}).get_ylim()[1] > 1
+
+
+def test_defect_training_shows_where_it_was_evaluated():
+    given = variational()
+    ax = plots.defect_training(given)
+    for container, defect in zip(ax.containers, given.defect.values, strict=True):
+        points, _, (bars,) = container.lines
+        known = np.isfinite(defect)
+        assert known.sum() == 4
+        np.testing.assert_array_equal(points.get_xydata(), np.column_stack([given.step.values, defect])[known])
+        ends = np.array(bars.get_segments())[:, :, 1]
+        np.testing.assert_allclose(ends, np.outer(defect[known], [0.8, 1.2]))
+    assert ax.get_yscale() == "symlog" and ax.get_ylim()[0] < 0
+
+
+def test_parameters_shows_the_draws_and_their_moved_copies():
+    samples = locations()
+    ax = plots.parameters(samples, SWAP, ("locs[2]", "scale"))
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("locs[2]", "scale")
+    for g, points in enumerate(ax.collections):
+        moved = SWAP.act(g, samples)
+        np.testing.assert_allclose(points.get_offsets(), torch.stack([moved["locs"][:, 2], moved["scale"]], -1))
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == list(SWAP.group.names)
+
+
+def test_parameters_shows_at_most_300_draws_spread_evenly():
+    shown = plots.parameters(locations(1000), SWAP).collections[0].get_offsets()
+    np.testing.assert_allclose(shown, locations(1000)["locs"][::4, :2])
+
+
+def test_kernels_over_the_orbit():
+    copies = torch.randn(4, 2, 3, 3)
+    figure = plots.kernels_orbit(copies, ELEMENTS[:4], ["a", "b"])
+    pictures = [ax for ax in figure.axes if ax.images]
+    for i, ax in enumerate(pictures):
+        assert np.array_equal(ax.images[0].get_array(), copies[i % 4, i // 4].numpy())
+        assert ax.images[0].get_clim() == (-copies.abs().max(), copies.abs().max())
+    assert [ax.get_title() for ax in pictures] == [*ELEMENTS[:4], "", "", "", ""]
+    assert [pictures[0].get_ylabel(), pictures[4].get_ylabel()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("draw", [
+    lambda ax: plots.reliability(*predictions(1), ax=ax), lambda ax: plots.elbo(variational(), ax=ax),
+    lambda ax: plots.defect_training(variational(), ax=ax), lambda ax: plots.parameters(locations(), SWAP, ax=ax),
+    lambda ax: plots.defect_by_element(element_draws(), ELEMENTS[:4], ax=ax),
+], ids=["reliability", "elbo", "defect_training", "parameters", "defect_by_element"])  # fmt: skip
+def test_new_axes_may_be_given(draw):
+    ax = Figure().subplots()
+    assert draw(ax) is ax
+
+
 # Errors and files
 
 
@@ -404,6 +692,22 @@ BAD = {
     "no kernels": (lambda: plots.kernels(torch.zeros(0, 3, 3), torch.zeros(0, 3, 3)), "as many before"),
     "kernel names": (lambda: plots.kernels(*kernel_case(3)[:2], names=["a"]), "a name for each kernel, 3; got 1"),
     "elements": (lambda: plots.orbit(orbit_case(4)[0], orbit_case(2)[1], ELEMENTS[:4]), r"probabilities \(T"),
+    "no series": (lambda: plots.reliability({}, torch.zeros(3)), "at least one set of probabilities"),
+    "no runs, elbo": (lambda: plots.elbo([]), "at least one run"),
+    "no loss": (lambda: plots.elbo({"a": {"validation": [1.0]}}), "'loss' in the record of each run; got validation"),
+    "no defect": (lambda: plots.defect_training({"loss": [1.0]}), "'defect' in the record"),
+    "defects of NaN": (lambda: plots.defect_training({"defect": [math.nan]}), "evaluated at least once"),
+    "no draws": (lambda: plots.defect_by_element({}, []), "at least one method"),
+    "names of elements": (lambda: plots.defect_by_element(element_draws(), ["e"]), "each group element, 4; got 1"),
+    "no scores": (lambda: plots.calibration_under_rotation({}, torch.zeros(3), []), "at least one method"),
+    "scores of one copy": (
+        lambda: plots.calibration_under_rotation(predictions(1)[0][0], predictions(1)[1], "e"),
+        r"mean predictives \(\|G\|, N, K\)",
+    ),
+    "moved kernels": (lambda: plots.kernels_orbit(torch.zeros(2, 3, 3), ["e"]), r"\(\|G\|, K, h, w\)"),
+    "no such entry": (lambda: plots.parameters(locations(), SWAP, ("locs[3]", "scale")), r"got 'locs\[3\]'"),
+    "no such site": (lambda: plots.parameters(locations(), SWAP, ("locs[0]", "w")), r"locs \(3,\), scale \(\)"),
+    "one scalar": (lambda: plots.parameters({"scale": torch.rand(5)}, SWAP), "at least two scalars"),
     "element names": (lambda: plots.orbit(*orbit_case(4)[:2], ["e"]), "each group element, 4; got 1"),
 }
 
@@ -413,6 +717,20 @@ def test_bad_input(name):
     draw, match = BAD[name]
     with pytest.raises(DataError, match=match):
         draw()
+
+
+@pytest.mark.parametrize("options", [{"quantities": ["mu"]}, {"quantities": []}, {"alpha": 1.0}])
+def test_ranks_of_bad_options(options):
+    with pytest.raises(OptionError, match="Expected"):
+        plots.ranks(simulated(), **options)
+
+
+def test_an_overlap_is_found(monkeypatch):
+    figure = plots.accuracy(runs(1)).get_figure()
+    figure.text(0.5, 0.5, "planted")
+    figure.text(0.5, 0.5, "on one another")
+    boxes = drawn_texts(figure, monkeypatch)
+    assert any(one.overlaps(two) for (_, one), (_, two) in combinations(boxes, 2))
 
 
 @pytest.mark.parametrize("kind", ["figure", "axes"])
@@ -441,7 +759,8 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "pyro_equivariance.plots")
+    for name in [n for n in sys.modules if n.split(".")[:2] == ["pyro_equivariance", "plots"]]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError) as caught:
         importlib.import_module("pyro_equivariance.plots")
     assert 'pip install "pyro-equivariance[plots]"' in caught.value.__notes__[0]

@@ -32,7 +32,7 @@ References:
 
 from .base import Estimate
 from .bounds import deviation, sample_size
-from .defect import equivariance_defect
+from .defect import defect_by_element, equivariance_defect
 from .orbits import orbit_same_prediction, symmetric_kl
 from .scores import (
     PredictionSets,
@@ -54,6 +54,7 @@ __all__ = [
     "brier_score",
     "calibration_error",
     "conformal_set_size",
+    "defect_by_element",
     "defect_sweep",
     "deviation",
     "equivariance_defect",

@@ -1,6 +1,7 @@
 """The equivariance defect, estimated from posterior draws; references in the package's docstring."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -53,15 +54,50 @@ def equivariance_defect(
     return Estimate(value.item(), _jackknife(left_out))
 
 
+def defect_by_element(outputs: Tensor, *, action=None, chunk_size: int = 256) -> list[Estimate]:
+    r"""The unbiased :func:`equivariance_defect` of each group element,
+
+    .. math:: \Delta_g = \frac{1}{N} \sum_x \| F(gx) - \rho_Y(g) F(x) \|^2,
+
+    each with the delete-one jackknife error over draws. Their mean is the defect of the whole group. They share
+    their draws, so their errors are not independent. That of the identity is zero.
+
+    :param Tensor outputs: ``(T, |G|, N, *event)``, :math:`f(g x_n; \theta_t)`, element 0 the identity.
+    :param action: moves the outputs, ``event_shape`` equal to ``event``; ``None`` for invariant outputs.
+    :param int chunk_size: images per step; memory is about ``2 T |G| chunk_size`` events, and ``T² |G|`` numbers.
+    :returns: an :class:`Estimate` for each element.
+    :raises DataError: for fewer than two draws, NaN or inf, or a wrong number of axes.
+    :raises SymmetryError: if the action is of another group size or event shape.
+
+    >>> defect_by_element(torch.tensor([0.0, 2.0]).expand(3, 5, 2).mT[..., None])
+    [Estimate(value=0.0, se=0.0), Estimate(value=4.0, se=0.0)]
+    """
+    check_count("chunk_size", chunk_size)
+    check_draws(outputs, action)
+    draws, order, images = outputs.shape[:3]
+    grams = outputs.new_zeros((order, draws, draws), dtype=torch.float64)
+    for difference in _differences(outputs.detach(), action, chunk_size):
+        of_element = difference.transpose(0, 1).flatten(2)
+        grams += of_element @ of_element.mT
+    estimates = [u_statistic(gram / images) for gram in grams]
+    return [Estimate(value.item(), _jackknife(left_out)) for value, left_out in estimates]
+
+
 def gram_matrix(outputs: Tensor, action, chunk_size: int) -> Tensor:
     """``K[s, t] = mean over (x, g) of <d_s, d_t>``, shape ``(T, T)``, summed over chunks of images."""
     draws, order, images = outputs.shape[:3]
     gram = outputs.new_zeros((draws, draws), dtype=torch.float64)
-    for chunk in outputs.split(chunk_size, dim=2):
-        chunk = chunk.double()
-        difference = (chunk - move(chunk[:, 0], action, order)).reshape(draws, -1)
+    for difference in _differences(outputs, action, chunk_size):
+        difference = difference.reshape(draws, -1)
         gram += difference @ difference.mT
     return gram / (order * images)
+
+
+def _differences(outputs: Tensor, action, chunk_size: int) -> Iterator[Tensor]:
+    """``d_t = f(gx) - rho_Y(g) f(x)`` in double precision, ``(T, |G|, n, *event)`` for each chunk of n images."""
+    for chunk in outputs.split(chunk_size, dim=2):
+        chunk = chunk.double()
+        yield chunk - move(chunk[:, 0], action, outputs.shape[1])
 
 
 def u_statistic(gram: Tensor) -> tuple[Tensor, Tensor]:
