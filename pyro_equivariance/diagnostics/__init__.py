@@ -1,6 +1,6 @@
 """Posteriors as ArviZ data, and what these say of a posterior, for any Pyro model and guide."""
 
-from .base import METHOD, OBSERVATION, groups_of
+from .base import METHOD, OBSERVATION, groups_of, with_groups
 from .calibration import ConditionedModel, vsbc
 from .convert import to_arviz
 from .diagnose import Diagnosis, diagnose
@@ -20,4 +20,5 @@ __all__ = [
     "stack",
     "to_arviz",
     "vsbc",
+    "with_groups",
 ]

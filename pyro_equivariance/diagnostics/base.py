@@ -102,3 +102,9 @@ def groups_of(idata) -> Groups:
     if isinstance(idata, xr.DataTree):
         return {name: child.to_dataset() for name, child in idata.children.items()}
     return {name: idata[name] for name in idata.groups()}
+
+
+def with_groups(idata, groups: Groups):
+    """The same data and some more groups, each with the attributes of the whole."""
+    found = groups_of(idata) | {name: group.assign_attrs(idata.attrs) for name, group in groups.items()}
+    return ARVIZ.container(found, idata.attrs)

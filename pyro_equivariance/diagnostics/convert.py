@@ -351,6 +351,7 @@ def _attributes(runs: list[Run], symmetry: Symmetry | None, seed: int | None) ->
         "guide": first.name,
         "symmetry": None if symmetry is None else repr(symmetry),
         "group": None if symmetry is None else repr(symmetry.group),
+        "inputs": None if symmetry is None or symmetry.inputs is None else repr(symmetry.inputs),
         "rule": first.rule,
         "seed": seed,
     }

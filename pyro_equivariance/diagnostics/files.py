@@ -43,7 +43,8 @@ def stack(idatas: Mapping[str, Sequence]):
     shared = [g for g in first if g in needed or all(g in run for several in runs.values() for run in several)]
     _check_alike({g: first[g] for g in shared if g not in SIDE}, runs)
     joined = {g: join_runs({m: [run[g] for run in several] for m, several in runs.items()}) for g in shared}
-    return base.ARVIZ.container(joined, joined["posterior"].attrs)
+    attrs = _common([run["posterior"].attrs for several in runs.values() for run in several])
+    return base.ARVIZ.container({name: group.assign_attrs(attrs) for name, group in joined.items()}, attrs)
 
 
 def save(idata, path: str | os.PathLike) -> None:
@@ -116,6 +117,12 @@ def _check_whole(found: Groups, needed: tuple[str, ...], path: Path) -> None:
         raise DataError(f"Expected the same chains and draws in all groups {where}; they are {listed}.")
 
 
+def _common(attributes: Sequence[Mapping]) -> dict:
+    """What all runs say alike."""
+    first, *others = attributes
+    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+
+
 def _check_alike(first: Groups, runs: dict[str, list[Groups]]) -> None:
     expected = _shapes(first)
     for method, several in runs.items():
@@ -150,6 +157,5 @@ def join_chains(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
 
 def _concatenate(datasets: Sequence[xr.Dataset], dim) -> xr.Dataset:
     return xr.concat(
-        datasets, dim, data_vars="all", coords="minimal", compat="equals", join="outer",
-        combine_attrs="drop_conflicts",
-    )  # fmt: skip
+        datasets, dim, data_vars="all", coords="minimal", compat="equals", join="outer", combine_attrs="drop"
+    )

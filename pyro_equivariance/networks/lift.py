@@ -1,0 +1,392 @@
+"""Equivarification: any network or function made equivariant, by running it on the moved copies of its input."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import mul
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError, LayerError, OptionError, SymmetryError, check_option
+from ..groups import Group
+from ..representations import InterpolatedImage, Representation, image, is_grid, regular, resized, trivial
+from ..representations import Trivial as TrivialRepresentation
+from ..symmetry import Symmetry, needed, random_inputs
+from .base import factors_of
+from .bayesian import NetworkModel, _channels_last
+from .layers import LAYERS as RULES
+from .layers import widened
+
+WAYS = ("global", "each")
+
+
+def equivarify(
+    net: nn.Module | Callable[[Tensor], Tensor],
+    symmetry: Symmetry,
+    readout: str = "mean",
+    layers: str = "global",
+    align: bool = True,
+) -> "Lift":
+    r"""The lift of a network, or of any function of a batch: equivariant, with the network's own parameters.
+
+    .. math:: \hat F(x)(g) = F(\rho_X(g)^{-1} x), \qquad (h \cdot s)(g) = s(h^{-1} g),
+        \qquad \hat F(\rho_X(h) x) = h \cdot \hat F(x).
+
+    The *fibre* ``s = F̂(x)``, ``(N, |G|, *out)``, holds the outputs for all ``|G|`` moved copies of an input; they go
+    through the network in one batch, so that in a Pyro model its weights are drawn once. The read-outs are
+
+    - ``"mean"``: ``(1/|G|) Σ_g s(g)``, invariant; where the outputs move, ``(1/|G|) Σ_g ρ_Y(g) s(g)``, which moves by
+      ``ρ_Y``;
+    - ``"max"``: ``max_g s(g)`` entry by entry, invariant; where the outputs are permuted, ``max_g ρ_Y(g) s(g)``, which
+      moves by ``ρ_Y``;
+    - ``"fibre"``: all of ``s``, which moves as above: by ``pe.regular(G) * pe.trivial(G, out)``;
+    - ``"joint"``: of logits ``(N, K)`` those of (class, pose), ``(N, |G|·K)``, pose ``g`` and class ``k`` at the index
+      ``g · K + k``; it moves by ``pe.regular(G, K)``: turning the input by ``h`` takes pose ``g`` to ``hg``. See
+      :func:`joint_labels` and :func:`class_and_pose`;
+    - ``"projection"``: ``p(s) = s(e)``, which is ``F`` itself and not equivariant.
+
+    ``F`` is not looked into: strides, odd sizes, paddings, attention and layers that no symmetry can be read from
+    (:func:`network_symmetry`) all do. Its parameters do not move: :attr:`Lift.symmetry` is the lift's own symmetry.
+
+    **Layer by layer.** With ``layers="each"`` every layer of an ``nn.Sequential`` is lifted in turn. The first one is
+    lifted as above. One that takes ``|G|`` times the channels is a map ``L`` of the whole fibre, and becomes
+    ``g ↦ L(g⁻¹ · s)``, the fibre laid out in blocks, channel ``k · C + c``; all others act at each element alike. With
+    ``align`` every feature map is turned back before ``L`` combines them, ``s(k) ↦ ρ(k) s(k)``, and then a convolution
+    with kernels ``V_k`` becomes the group convolution ``t'(g) = Σ_h (ρ(g) V_{g⁻¹h}) * t(h)`` of the turned-back
+    ``t(g) = ρ(g) s(g)``. It is equivariant with or without. :func:`with_fibre_inputs` makes such a network of a plain
+    one; on a plain one itself both kinds of lift are the same.
+
+    **Noise and batches.** Each copy has a Dropout mask of its own, so in training mode a lift with Dropout is
+    equivariant in law only; in evaluation mode it is so exactly. A BatchNorm in training mode sees the moved copies of
+    all the batch, which are the same however its inputs were moved: the lift stays equivariant, but depends on the
+    batch, and ``p`` then recovers ``F`` only in evaluation mode.
+
+    :param net: a module or function from ``(N, *inputs.event_shape)`` to ``(N, *out)``.
+    :param Symmetry symmetry: with ``inputs``, of a group that lists its elements; ``outputs`` where they move. Its
+        sites play no part.
+    :param str readout: see above.
+    :param str layers: ``"global"`` or ``"each"``.
+    :param bool align: with ``"each"``, whether feature maps are turned back before they are combined.
+    :returns: a module with the network's parameters, buffers and modules under the network's own names: they share
+        values and state dicts.
+    :raises OptionError: for another option, a network that is no ``nn.Sequential`` for ``"each"``, or outputs that the
+        read-out cannot move.
+    :raises SymmetryError: without ``inputs``, or for a group that has no list of elements; when called, for inputs of
+        another shape.
+
+    Source: Bao, Lu, Song, Hart-Hodgson, Parson, Zhou (2019) "Equivariant neural networks and equivarification",
+    arXiv:1906.07172.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> C4 = pe.CyclicGroup(4)
+    >>> turning = pe.Symmetry(C4, {}, inputs=pe.image(C4, (1, 5, 5)))
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3), torch.nn.Tanh()).double()
+    >>> lifted = pe.equivarify(net, turning)
+    >>> x = torch.randn(2, 1, 5, 5, dtype=torch.float64)
+    >>> torch.allclose(lifted(x.rot90(1, (-2, -1))), lifted(x)), torch.allclose(net(x.rot90(1, (-2, -1))), net(x))
+    (True, False)
+    >>> model = pe.BayesianNetwork(lifted)
+    >>> sorted(name for name, _ in model.net.named_parameters())
+    ['1.bias', '1.weight']
+    """
+    check_option("readout", readout, READOUTS)
+    check_option("layers", layers, WAYS)
+    symmetry = needed(symmetry)
+    if symmetry.inputs is None:
+        raise SymmetryError(f"Expected inputs= in {symmetry}: how the group moves one input.")
+    _ = symmetry.group.elements  # raises for a group that lists none, with the way out
+    READOUTS[readout].check(symmetry)
+    if not callable(net) or isinstance(net, NetworkModel):
+        raise OptionError(f"Expected a torch module or a function; got {net!r}. A lift goes into pe.BayesianNetwork.")
+    if layers == "each" and not isinstance(net, nn.Sequential):
+        raise OptionError(f"Expected an nn.Sequential for layers='each'; got {type(net).__name__}. Use 'global'.")
+    return Lift(net if isinstance(net, nn.Module) else _Function(net), symmetry, readout, layers, align)
+
+
+class Lift(nn.Module):
+    """What :func:`equivarify` returns.
+
+    It is another view of the network: parameters, buffers and modules are the network's own, under the same names.
+    """
+
+    def __init__(self, net: nn.Module, symmetry: Symmetry, readout: str, layers: str, align: bool):
+        training = net.training
+        object.__setattr__(self, "_net", net)  # not registered as a part, for its parts are this module's
+        super().__init__()
+        net.training = training
+        self._parameters, self._buffers, self._modules = net._parameters, net._buffers, net._modules
+        self._non_persistent_buffers_set = net._non_persistent_buffers_set
+        self._symmetry, self._readout, self._layers, self._align = symmetry, readout, layers, align
+        self._actions: dict[tuple, Representation] = {}
+        if taken := [
+            n for n in (*net._parameters, *net._buffers, *net._modules) if n in vars(self) or hasattr(Lift, n)
+        ]:
+            raise OptionError(
+                f"Expected a network without a part named {taken[0]!r}, which the lift has as well. Wrap it: "
+                f"torch.nn.Sequential(net)."
+            )
+
+    @property
+    def training(self) -> bool:
+        """Whether the network is in training mode."""
+        return self._net.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self._net.training = mode
+
+    @property
+    def group(self) -> Group:
+        """The group ``G``."""
+        return self._symmetry.group
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the lift is equivariant up to rounding; not where the action on inputs or outputs interpolates."""
+        return not any(
+            rep is not None and rep.is_approximate for rep in (self._symmetry.inputs, self._symmetry.outputs)
+        )
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The symmetry of the lift: its parameters stay, and ``outputs`` is how its read-out moves.
+
+        A posterior of any kind is invariant under it, and so the predictive is equivariant: for guides, metrics,
+        augmentation and :func:`~pyro_equivariance.to_arviz`.
+
+        :raises SymmetryError: where the lift is approximate, or reads out the projection: then it has none.
+        """
+        if not self.is_exact or self._readout == "projection":
+            why = "reads out the projection" if self.is_exact else "interpolates"
+            raise SymmetryError(
+                f"Expected a lift that is equivariant; this one {why}. For metrics and augmentation use the symmetry "
+                f"that it was made with."
+            )
+        sites = {name: trivial(self.group, parameter.shape) for name, parameter in self.named_parameters()}
+        return Symmetry(
+            self.group, sites, self._symmetry.inputs, READOUTS[self._readout].moves(self._symmetry, self._out)
+        )
+
+    @cached_property
+    def _out(self) -> torch.Size:
+        """The shape of one output at one element, by running the network on two random inputs."""
+        net = copy.deepcopy(self).eval()
+        x = random_inputs(net, self._symmetry.inputs.event_shape, torch.Generator().manual_seed(0))
+        like = next(self.parameters(), torch.zeros(()))
+        with torch.no_grad():
+            return net.fibre(x.to(like) if x.is_floating_point() else x.to(like.device)).shape[2:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return READOUTS[self._readout].read(self.fibre(x), self._symmetry)
+
+    def fibre(self, x: Tensor) -> Tensor:
+        """``F̂(x)``, whatever the read-out: ``(N, |G|, *out)``, the identity first."""
+        copies, order = _moved_back(self._symmetry.inputs, x), len(self.group)
+        if self._layers == "global":
+            copies = _run(self._net, copies)
+        else:
+            copies = self._through_layers(copies)
+        return copies.unflatten(0, (order, len(x))).transpose(0, 1)
+
+    def _through_layers(self, copies: Tensor) -> Tensor:
+        """Each layer lifted in turn."""
+        action = self._symmetry.inputs
+        for i, (_, _, layer) in enumerate(_places(self._net)):
+            if i > 0 and _takes_fibre(i, layer, copies.shape[1:], len(self.group)):
+                copies = _combined(copies, action if self._align else None, self.group, _channel_axis(layer))
+            copies = _run(layer, copies)
+            action = self._action(i, action, layer, copies.shape[1:])
+        return copies
+
+    def _action(self, i: int, before: Representation, layer: nn.Module, shape: torch.Size) -> Representation:
+        """How the features after the ``i``-th layer are turned back, kept from the first call on."""
+        if (i, shape) not in self._actions:
+            self._actions[i, shape] = _action_after(before, layer, shape)
+        return self._actions[i, shape]
+
+    def extra_repr(self) -> str:
+        layers = [] if self._layers == "global" else [f"layers={self._layers!r}", f"align={self._align}"]
+        return ", ".join(
+            [repr(self.group), f"readout={self._readout!r}", *layers, *["approximate"] * (not self.is_exact)]
+        )
+
+
+class _Function(nn.Module):
+    """A function as a module without parameters."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self._function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._function(x)
+
+
+# Read-outs
+
+
+def _turned(fibre: Tensor, symmetry: Symmetry) -> Tensor:
+    """``ρ_Y(g) s(g)``."""
+    return fibre if symmetry.outputs is None else symmetry.outputs.act(symmetry.group.elements, fibre)
+
+
+def _joint(fibre: Tensor, symmetry: Symmetry) -> Tensor:
+    if fibre.ndim != 3:
+        raise OptionError(
+            f"Expected a network whose output is logits (N, K) for readout='joint'; got (N, *{tuple(fibre.shape[2:])})."
+        )
+    return fibre.flatten(1)
+
+
+def _fibre_action(symmetry: Symmetry, out: torch.Size) -> Representation:
+    permuted = regular(symmetry.group)
+    return permuted * trivial(symmetry.group, out) if out else permuted
+
+
+def _any_outputs(symmetry: Symmetry) -> None:
+    """Every action on outputs will do."""
+
+
+def _permuted_outputs(symmetry: Symmetry) -> None:
+    if symmetry.outputs is not None and not symmetry.outputs.is_permutation:
+        raise OptionError(f"Expected outputs that are permuted for readout='max'; got {symmetry.outputs}. Use 'mean'.")
+
+
+def _invariant_outputs(symmetry: Symmetry) -> None:
+    if symmetry.outputs is not None:
+        raise OptionError(f"Expected invariant classes, outputs=None, for readout='joint'; got {symmetry.outputs}.")
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What becomes of the fibre ``(N, |G|, *out)``, how that moves, and which outputs it is for."""
+
+    read: Callable[[Tensor, Symmetry], Tensor]
+    moves: Callable[[Symmetry, torch.Size], Representation | None]
+    check: Callable[[Symmetry], None] = _any_outputs
+
+
+READOUTS = {
+    "mean": Readout(lambda fibre, symmetry: _turned(fibre, symmetry).mean(1), lambda symmetry, out: symmetry.outputs),
+    "max": Readout(
+        lambda fibre, symmetry: _turned(fibre, symmetry).amax(1),
+        lambda symmetry, out: symmetry.outputs,
+        _permuted_outputs,
+    ),
+    "fibre": Readout(lambda fibre, symmetry: fibre, _fibre_action),
+    "joint": Readout(_joint, lambda symmetry, out: regular(symmetry.group, out[0]), _invariant_outputs),
+    "projection": Readout(lambda fibre, symmetry: fibre[:, 0], lambda symmetry, out: None),
+}
+
+
+# The fibre, inside with the elements and the batch as one axis, the elements first: (|G|·N, *event)
+
+
+def _moved_back(inputs: Representation, x: Tensor) -> Tensor:
+    """``ρ_X(g)⁻¹ x`` for every ``g``, laid out in memory as ``x`` is: ``(|G|·N, *event)``."""
+    if x.ndim != 1 + len(inputs.event_shape):
+        raise SymmetryError(f"Expected inputs (N, *{tuple(inputs.event_shape)}) for a lift; got {tuple(x.shape)}.")
+    group = inputs.group
+    copies = inputs.orbit(x).index_select(0, group.inverse(group.elements).to(x.device)).flatten(0, 1)
+    return _channels_last(copies) if x.ndim == 4 and x.stride(1) == 1 else copies
+
+
+def _run(layer: nn.Module, copies: Tensor) -> Tensor:
+    """The layer at every element, all in one batch."""
+    out = layer(copies)
+    if not isinstance(out, Tensor) or out.shape[:1] != copies.shape[:1]:
+        found = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise DataError(
+            f"Expected {type(layer).__name__} to return one tensor with a row for each of its {len(copies)} inputs; "
+            f"got {found}. Wrap it in a function that does."
+        )
+    return out
+
+
+def _places(net: nn.Sequential) -> Iterator[tuple[nn.Sequential, str, nn.Module]]:
+    """The layers of a Sequential and of those inside it, in order, each with the one that holds it and its name."""
+    for name, layer in net._modules.items():  # one that stands twice runs twice
+        yield from _places(layer) if isinstance(layer, nn.Sequential) else [(net, name, layer)]
+
+
+def _channels_taken(layer: nn.Module) -> int | None:
+    """How many channels a convolution or a linear layer takes; ``None`` for all else."""
+    return getattr(layer, "in_channels", getattr(layer, "in_features", None))
+
+
+def _channel_axis(layer: nn.Module) -> int:
+    """The axis of a feature that a layer mixes: the last for a Linear, the first for a convolution."""
+    return -1 if hasattr(layer, "in_features") else 0
+
+
+def _takes_fibre(i: int, layer: nn.Module, shape: torch.Size, order: int) -> bool:
+    """Whether a layer wants the channels of the whole fibre, rather than those at one element."""
+    wanted = _channels_taken(layer)
+    channels = shape[_channel_axis(layer)] if shape else 1
+    if wanted in (None, channels):
+        return False
+    if wanted != order * channels:
+        raise LayerError(
+            f"Expected layer {i} to take {channels} channels (at each element) or {order * channels} (the whole "
+            f"fibre); {layer} takes {wanted}. See pe.networks.with_fibre_inputs."
+        )
+    return True
+
+
+def _combined(copies: Tensor, action: Representation | None, group: Group, axis: int) -> Tensor:
+    """``g⁻¹ · s`` for every ``g`` as channels in blocks, ``ρ(k) s(gk)`` at block ``k``: ``(|G|·N, … |G|·C …)``."""
+    fibres = copies.unflatten(0, (len(group), -1))[group.table.to(copies.device)]
+    if action is not None:
+        fibres = action.act(group.elements[:, None], fibres)
+    place = (3 if axis == 0 else fibres.ndim - 1) - 1
+    return fibres.movedim(1, place).flatten(place, place + 1).flatten(0, 1)
+
+
+def _action_after(before: Representation, layer: nn.Module, shape: torch.Size) -> Representation:
+    """How the group moves the places of a layer's output; its channels stay. ``before`` is that of its input."""
+    group = before.group
+    if isinstance(layer, nn.Flatten):
+        return before.reshape(shape)
+    if shape == before.event_shape and next(layer.parameters(), None) is None:
+        return before
+    if isinstance(before, InterpolatedImage):
+        return image(group, shape, before.mode) if len(shape) == len(before.event_shape) else trivial(group, shape)
+    *others, last = factors_of(before)
+    if is_grid(last) and not isinstance(last, TrivialRepresentation) and len(shape) == 1 + len(last.event_shape):
+        return trivial(group, shape[0]) * resized(last, shape[1:])
+    if others and len(last.event_shape) == 1 and shape[:-1] == before.event_shape[:-1]:
+        return reduce(mul, others) * trivial(group, shape[-1])
+    return trivial(group, shape)
+
+
+def with_fibre_inputs(net: nn.Sequential, group: Group) -> nn.Sequential:
+    """A Sequential whose convolutions and linear layers after the first take a whole fibre: ``|G|`` times the channels.
+
+    Their weights are drawn from the entries of the given ones, at the scale of the larger fan-in; all else is a copy.
+
+    :raises OptionError: for another module.
+    :raises LayerError: for a layer that has channels but cannot be widened.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> from pyro_equivariance.networks import with_fibre_inputs
+    >>> C4 = pe.CyclicGroup(4)
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3))
+    >>> wide = with_fibre_inputs(net, C4)
+    >>> wide[2].weight.shape
+    torch.Size([2, 32, 3, 3])
+    >>> turning = pe.Symmetry(C4, {}, inputs=pe.image(C4, (1, 6, 6)))
+    >>> pe.equivarify(wide, turning, readout="fibre", layers="each")(torch.zeros(5, 1, 6, 6)).shape
+    torch.Size([5, 4, 2, 4, 4])
+    """
+    if not isinstance(net, nn.Sequential):
+        raise OptionError(f"Expected an nn.Sequential, whose layers are lifted one by one; got {type(net).__name__}.")
+    wide = copy.deepcopy(net)
+    mixing = [(parent, name) for parent, name, layer in _places(wide) if _channels_taken(layer) is not None]
+    for parent, name in mixing[1:]:
+        layer = getattr(parent, name)
+        if type(layer) not in RULES:
+            raise LayerError(f"Expected convolutions and linear layers, to take a whole fibre; got {layer}.")
+        setattr(parent, name, widened(layer, len(group), 1))
+    return wide
