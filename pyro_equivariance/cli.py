@@ -1,4 +1,4 @@
-"""The command line: ``pyro-equivariance compare`` and ``pyro-equivariance theory``."""
+"""The command line: ``pyro-equivariance compare``, ``pyro-equivariance report`` and ``pyro-equivariance theory``."""
 
 import argparse
 import sys
@@ -59,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--out", default=default.out, help="folder for results.json, posterior.nc, pictures and checkpoints")
     add("--smoke", action="store_true", help=SMOKE)
+    sub = commands.add_parser("report", help="draw a comparison's pictures and report again, without training")
+    sub.add_argument("folder", metavar="DIR", help="what compare wrote to: results.json and posterior.nc")
     _add_studies(commands)
     return top
 
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser().parse_args(arguments))
     try:
         _run(options)
-        if options["smoke"]:
+        if options.get("smoke"):
             print("This was a smoke run: all of it works, but its numbers mean nothing.")
     except SymmetryError as error:
         print(f"pyro-equivariance: error: {error}", file=sys.stderr)
@@ -101,6 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: dict) -> None:
+    if options["command"] == "report":
+        from .experiments.compare import report
+
+        report(options["folder"])
+        return
     kind = Config if options["command"] == "compare" else STUDIES[options["study"]].config
     config = kind(**{f.name: options[f.name] for f in fields(kind)})
     config = config.smoke() if options["smoke"] else config

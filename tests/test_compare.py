@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import arviz as az
 import numpy as np
 import pytest
 import torch
 
+import pyro_equivariance as pe
 from pyro_equivariance import cli
 from pyro_equivariance.data import synthetic
 from pyro_equivariance.experiments import METHODS, Config, convolutional_network
@@ -58,19 +61,19 @@ def test_all_methods_on_an_npz(capsys, tmp_path, npz, group):
     assert all(r["certificate"] >= r["defect"] - 3 * r["defect_se"] for r in runs)
     assert all(r["certificate"] == 0 for r in runs if r["exact"])
     assert results["config"]["group"] == group and results["config"]["kl_weight"] == Config().kl_weight
-    tied = runs[-1]
+    tied = runs[list(METHODS).index("expansion-tied")]
     assert tied["osp"] == 1 and abs(tied["defect"]) < 1e-10 and tied["parameters"] < runs[0]["parameters"]
     assert results["recommendation"] in printed and printed.count("\n") > len(METHODS)
     written = {p.name for p in out.iterdir()}
     assert {"accuracy.png", "defect.png", "kernels.png", "training.png", "posterior.nc", "checkpoints"} <= written
-    assert {f"orbit-{m}.png" for m in METHODS} <= written
+    assert {f"{kind}-{m}.png" for m in METHODS for kind in ("orbit", "reliability")} <= written
+    assert {"defect-elements.png", "defect-training.png", "rotation.png", "report.png", "report.html"} <= written
     assert not [name for name in written if name.endswith(".part")]
     checkpoint = torch.load(out / "checkpoints" / "always-seed0.pt", weights_only=True)
     assert sum(v.numel() for v in checkpoint.values()) == runs[list(METHODS).index("always")]["parameters"]
 
 
 def test_posterior_reads_as_arviz(capsys, tmp_path, npz):
-    az = pytest.importorskip("arviz")
     options = [
         "--data",
         npz,
@@ -90,6 +93,89 @@ def test_posterior_reads_as_arviz(capsys, tmp_path, npz):
     assert float(np.abs(spread).max()) < 1e-5  # every draw is equivariant
     baseline = idata.sel(method_name="baseline").orbit_predictive.probs
     assert float(np.abs(baseline - baseline.sel(element="e")).max()) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A finished comparison of two methods with two seeds."""
+    torch.set_default_dtype(torch.float32)
+    folder = tmp_path_factory.mktemp("compared")
+    options = ["--data", write_npz(folder / "shapes.npz"), "--methods", "projection,mixture", "--seeds", "0,1"]
+    assert cli.main(["compare", *options, "--out", str(folder / "out"), *TINY]) == 0
+    return folder / "out"
+
+
+def test_every_test_image_is_in_the_file(compared):
+    idata = pe.from_netcdf(compared / "posterior.nc", groups=["test_predictive"])
+    results = json.loads((compared / "results.json").read_text())
+    probs, label = (torch.tensor(idata.test_predictive[name].values) for name in ("probs", "label"))
+    assert probs.shape == (2, 2, 4, 12, 4) and label.shape == (2, 2, 12)  # methods, seeds, turns, images, classes
+    for row in results["runs"]:
+        place = (["projection", "mixture"].index(row["method"]), row["seed"])
+        assert pe.metrics.accuracy(probs[place], label[place]).item() == pytest.approx(row["accuracy_orbit"])
+        nll = pe.metrics.negative_log_likelihood(probs[place].double(), label[place]).item()
+        assert nll == pytest.approx(row["nll"], rel=1e-5)
+
+
+def test_what_was_trained_is_in_the_file(compared):
+    idata = pe.from_netcdf(compared / "posterior.nc")
+    for history in json.loads((compared / "results.json").read_text())["histories"]:
+        own = idata.variational.sel(method_name=history["method"], chain=history["seed"])
+        assert own["loss"].values.tolist() == history["loss"] and own["step"].values.tolist() == history["steps"]
+        assert np.isfinite(own["defect"].values).all() and (own["gradient_norm"].values > 0).all()
+    assert "rule" not in idata.attrs and idata.attrs["group"] == "CyclicGroup(4)"  # what all runs say alike
+
+
+def test_report_rebuilds_the_pictures_without_training(capsys, tmp_path, compared, monkeypatch):
+    copy = shutil.copytree(compared, tmp_path / "copy")
+    pictures = {path.name: path.read_bytes() for path in copy.iterdir() if path.suffix in (".png", ".html")}
+    shutil.rmtree(copy / "checkpoints")
+    for name in pictures:
+        (copy / name).unlink()
+    for method in METHODS.values():
+        monkeypatch.setattr(type(method), "train", None, raising=False)
+    assert cli.main(["report", str(copy)]) == 0
+    printed = capsys.readouterr().out
+    assert {path.name for path in copy.iterdir()} == {"results.json", "posterior.nc", *pictures}
+    assert all((copy / name).read_bytes() == content for name, content in pictures.items())
+    results = json.loads((copy / "results.json").read_text())
+    assert results["recommendation"] in printed and "mean ± standard deviation" in printed
+    assert all(f"{row['nll']:.4f}" in printed for row in results["runs"])
+
+
+def cut(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def unfinished(folder):
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**results, "recommendation": None}))
+
+
+DAMAGE = {
+    "no folder": (shutil.rmtree, r"no results\.json"),
+    "no posterior": (lambda p: (p / "posterior.nc").unlink(), r"none at .*posterior\.nc"),
+    "a posterior cut short": (lambda p: cut(p / "posterior.nc", 0.5), r"posterior\.nc"),
+    "results cut short": (lambda p: cut(p / "results.json", 0.5), r"results\.json.*Run compare again"),
+    "other results": (lambda p: (p / "results.json").write_text("{}"), r"lack config"),
+    "an interrupted comparison": (unfinished, r"finished"),
+    "another posterior": (
+        lambda p: pe.diagnostics.save(az.from_dict(posterior={"z": np.zeros((1, 3))}), p / "posterior.nc"),
+        r"orbit_predictive"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_folder_is_one_line_and_status_2(capsys, tmp_path, compared, case):
+    damage, expected = DAMAGE[case]
+    copy = shutil.copytree(compared, tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in copy.glob("*.png")}
+    damage(copy)
+    assert cli.main(["report", str(copy)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and re.search(expected, captured.err), captured.err
+    assert all((copy / name).read_bytes() == content for name, content in before.items() if copy.exists())
 
 
 def test_two_runs_agree_bit_for_bit(capsys, tmp_path, npz):

@@ -18,6 +18,7 @@ from ..errors import DataError, OptionError, check_option
 from ..groups import CyclicGroup, DihedralGroup, Group
 from ..guides import FractionOfPrior
 from ..networks import BayesianNetwork, FanIn, LearnedScale, network_symmetry
+from ..representations import image
 from ..symmetry import Symmetry
 
 GROUPS = {
@@ -136,6 +137,11 @@ class Problem:
         symmetry = network_symmetry(net, self.group, self.input_shape, hidden)
         symmetry.check(net)
         return symmetry
+
+    @property
+    def inputs(self) -> Symmetry:
+        """The action on images alone: what predictions over an orbit need."""
+        return Symmetry(self.group, {}, inputs=image(self.group, self.input_shape))
 
     @property
     def start(self) -> dict:

@@ -6,16 +6,19 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyro
 import torch
+import xarray as xr
+from torch import Tensor
 
-from .. import diagnostics, plots
+from .. import diagnostics
 from ..data import ImageData
 from ..errors import check_option
-from ..prediction import orbit_predict
 from .base import Config, Problem, check_writable, load_data, make_problem, torch_threads, write_json
-from .evaluation import DEFINITIONS, evaluate, inputs_symmetry
+from .evaluation import DEFINITIONS, evaluate, test_draws
 from .methods import METHODS, Fitted
+from .pictures import POSTERIOR, RESULTS, draw_all, rebuild
 
 COLUMNS = (
     # field, heading, width, format
@@ -35,9 +38,12 @@ ARVIZ_IMAGES, ARVIZ_DRAWS = 50, 100
 def compare(config: Config, progress: bool = True) -> dict:
     """Train every method with every seed, print a table, and write all results below ``config.out``.
 
-    Files: ``results.json``, ``posterior.nc``, ``checkpoints/<method>-seed<seed>.pt`` and the pictures ``accuracy.png``,
-    ``defect.png``, ``kernels.png``, ``orbit-<method>.png``, ``training.png``. ``results.json`` is rewritten after each
-    run, so that an interrupted comparison keeps what it has.
+    Files: ``results.json``, ``posterior.nc`` (see :func:`~pyro_equivariance.to_arviz`; the group ``test_predictive``
+    holds the mean probabilities of all test images at all moved copies), ``checkpoints/<method>-seed<seed>.pt``, a
+    report, ``report.html`` and ``report.png``, and the pictures ``accuracy.png``, ``defect.png``,
+    ``defect-elements.png``, ``defect-training.png``, ``kernels.png``, ``orbit-<method>.png``,
+    ``reliability-<method>.png``, ``rotation.png`` and ``training.png``. ``results.json`` is rewritten after each run,
+    so that an interrupted comparison keeps what it has.
 
     :param Config config: what to compare, on which data.
     :param bool progress: whether to show a progress bar while a method trains.
@@ -54,8 +60,25 @@ def compare(config: Config, progress: bool = True) -> dict:
         for seed, problem in problems.items():
             for name in methods:
                 run.add(name, seed, problem, progress)
-        run.finish(problems[config.seeds[0]])
+        run.finish()
     return run.results
+
+
+def report(folder: str) -> dict:
+    """Print a comparison's table again and rebuild its pictures and report, without training.
+
+    :param str folder: what :func:`compare` wrote to.
+    :returns: the content of ``results.json``.
+    :raises DataError: for a file that is missing, cut short, or of something else.
+    """
+    results = rebuild(folder)
+    _print_columns()
+    for row in results["runs"]:
+        _print_row(row["method"], row)
+    if len({run["seed"] for run in results["runs"]}) > 1:
+        _print_summary(results["runs"])
+    print(f"\n{results['recommendation']}\nRebuilt in {Path(folder)}{os.sep}")
+    return results
 
 
 def chosen_methods(config: Config) -> list[str]:
@@ -69,7 +92,7 @@ class _Run:
     """Collects the runs of one comparison and writes them."""
 
     def __init__(self, config: Config, out: Path, data: ImageData):
-        self.out = out
+        self.config, self.out = config, out
         self.results = {
             "config": config.as_dict(),
             "versions": {
@@ -81,32 +104,35 @@ class _Run:
             "definitions": DEFINITIONS,
             "runs": [],
             "histories": [],
+            "kernels": None,
             "recommendation": None,
         }
         self._idatas: dict[str, list] = {}
-        self._first: dict[str, Fitted] = {}
 
     def add(self, name: str, seed: int, problem: Problem, progress: bool) -> None:
         """Train and evaluate one method with one seed; print its row and write what is known so far."""
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         fitted = METHODS[name].train(problem, seed, progress)
-        row = evaluate(problem, fitted, name, seed)
+        draws = test_draws(problem, fitted)
+        row = evaluate(problem, fitted, draws, name, seed)
         _print_row(name, row)
         self.results["runs"].append(row)
         self.results["histories"].append({"method": name, "seed": seed, **fitted.history})
-        self._first.setdefault(name, fitted)
-        self._idatas.setdefault(name, []).append(_to_arviz(problem, fitted))
+        if fitted.kernels and (self.results["kernels"] is None or (name, seed) == ("projection", self.config.seeds[0])):
+            self.results["kernels"] = [kernels.tolist() for kernels in fitted.kernels]
+        self._idatas.setdefault(name, []).append(_to_arviz(problem, fitted, draws))
         _save_checkpoint(self.out / "checkpoints" / f"{name}-seed{seed}.pt", fitted)
-        write_json(self.out / "results.json", self.results)
+        write_json(self.out / RESULTS, self.results)
 
-    def finish(self, problem: Problem) -> None:
+    def finish(self) -> None:
         """The files that need all runs, the summary over seeds and the recommendation."""
         runs = self.results["runs"]
         self.results["recommendation"] = recommend(runs)
-        write_json(self.out / "results.json", self.results)
-        diagnostics.save(diagnostics.stack(self._idatas), self.out / "posterior.nc")
-        _draw(self.out, self.results, self._first, problem)
+        idata = diagnostics.stack(self._idatas)
+        diagnostics.save(idata, self.out / POSTERIOR)
+        write_json(self.out / RESULTS, self.results)
+        draw_all(self.out, self.results, idata)
         if len({run["seed"] for run in runs}) > 1:
             _print_summary(runs)
         print(f"\n{self.results['recommendation']}\nWritten to {self.out}{os.sep}")
@@ -143,33 +169,20 @@ def _save_checkpoint(path: Path, fitted: Fitted) -> None:
     os.replace(part, path)
 
 
-def _to_arviz(problem: Problem, fitted: Fitted):
+def _to_arviz(problem: Problem, fitted: Fitted, draws: Tensor):
+    """A run's ArviZ data on the first test images, and the mean probabilities of all of them."""
     x, y = problem.splits.test
     data = (x[:ARVIZ_IMAGES], y[:ARVIZ_IMAGES])
-    draws = min(problem.config.draws, ARVIZ_DRAWS)
-    return diagnostics.to_arviz(fitted.model, fitted.guide, data, symmetry=inputs_symmetry(problem), draws=draws)
-
-
-def _draw(out: Path, results: dict, first: dict[str, Fitted], problem: Problem) -> None:
-    runs = results["runs"]
-    plots.save(plots.accuracy(runs).figure, out / "accuracy.png")
-    plots.save(plots.defect(runs).figure, out / "defect.png")
-    histories: dict[str, list] = {}
-    for history in results["histories"]:
-        histories.setdefault(history["method"], []).append(history)
-    plots.save(plots.training(histories), out / "training.png")
-    shot = next((f.kernels for name in ("projection", *first) if (f := first.get(name)) and f.kernels), None)
-    if shot:
-        plots.save(plots.kernels(*shot), out / "kernels.png")
-    for name, fitted in first.items():
-        plots.save(_draw_orbit(fitted, problem), out / f"orbit-{name}.png")
-
-
-def _draw_orbit(fitted: Fitted, problem: Problem):
-    symmetry = inputs_symmetry(problem)
-    x, y = problem.splits.test
-    probs = orbit_predict(fitted.model, fitted.guide, symmetry, x[:1], problem.config.draws)[:, :, 0]
-    return plots.orbit(symmetry.inputs.orbit(x[0]).cpu(), probs.cpu(), problem.group.names, label=int(y[0]))
+    count = min(problem.config.draws, ARVIZ_DRAWS)
+    idata = diagnostics.to_arviz(
+        fitted.model, fitted.guide, data, symmetry=problem.inputs, draws=count, history=fitted.history, prior_draws=0
+    )
+    means = xr.Dataset(
+        {"probs": (("chain", "element", "test_image", "class"), draws.mean(0)[None].cpu().numpy()),
+         "label": ("test_image", y.cpu().numpy())},
+        {"chain": [0], "element": list(problem.group.names), "test_image": np.arange(len(y))},
+    )  # fmt: skip
+    return diagnostics.with_groups(idata, {"test_predictive": means})
 
 
 def _print_head(config: Config, data: ImageData) -> None:
@@ -177,6 +190,10 @@ def _print_head(config: Config, data: ImageData) -> None:
         f"{data.name}: {config.train_size:,} training images, group {config.group}, KL weight {config.kl_weight:g}, "
         f"likelihood {config.likelihood}, {config.epochs} epochs, seeds {', '.join(map(str, config.seeds))}\n"
     )
+    _print_columns()
+
+
+def _print_columns() -> None:
     print(
         f"{'method':<15} {'seed':>4}" + "".join(f" {heading:>{width}}" for _, heading, width, _ in COLUMNS), flush=True
     )

@@ -6,8 +6,6 @@ from torch import Tensor
 from .. import metrics
 from ..guides import AutoDirectNormal
 from ..prediction import orbit_predict
-from ..representations import image
-from ..symmetry import Symmetry
 from ..theory import certificate
 from .base import Problem
 from .methods import Fitted
@@ -40,14 +38,18 @@ DEFINITIONS = {
 
 
 @torch.no_grad()
-def evaluate(problem: Problem, fitted: Fitted, name: str, seed: int) -> dict:
-    """The fields of one run, as ``DEFINITIONS`` says; touches the test images once."""
-    symmetry = inputs_symmetry(problem)
+def test_draws(problem: Problem, fitted: Fitted) -> Tensor:
+    """Class probabilities at all moved copies of the test images, ``(T, |G|, N, K)``: the only look at them."""
+    return orbit_predict(fitted.model, fitted.guide, problem.inputs, problem.splits.test[0], problem.config.draws)
+
+
+@torch.no_grad()
+def evaluate(problem: Problem, fitted: Fitted, draws: Tensor, name: str, seed: int) -> dict:
+    """The fields of one run, as ``DEFINITIONS`` says, from :func:`test_draws`."""
     x, y = problem.splits.test
-    draws = orbit_predict(fitted.model, fitted.guide, symmetry, x, problem.config.draws)
     probs = draws.double().mean(0)
     defect = metrics.equivariance_defect(draws)
-    held_out, labels = _validation(problem, fitted, symmetry)
+    held_out, labels = _validation(problem, fitted)
     sets = metrics.conformal_set_size(_one_pose_each(held_out), labels, probs, y)
     return {
         "method": name,
@@ -72,21 +74,16 @@ def evaluate(problem: Problem, fitted: Fitted, name: str, seed: int) -> dict:
     }
 
 
-def _validation(problem: Problem, fitted: Fitted, symmetry: Symmetry) -> tuple[Tensor, Tensor]:
+def _validation(problem: Problem, fitted: Fitted) -> tuple[Tensor, Tensor]:
     """Mean class probabilities over the orbits of the validation images, ``(|G|, N, K)``, and the labels."""
     x, y = problem.splits.validation
-    return orbit_predict(fitted.model, fitted.guide, symmetry, x, problem.config.draws).double().mean(0), y
+    return orbit_predict(fitted.model, fitted.guide, problem.inputs, x, problem.config.draws).double().mean(0), y
 
 
 def _one_pose_each(probs: Tensor) -> Tensor:
     """From ``(|G|, N, K)`` one moved copy of each image, all poses alike: ``(N, K)``."""
     images = torch.arange(probs.shape[1], device=probs.device)
     return probs[images % len(probs), images]
-
-
-def inputs_symmetry(problem: Problem) -> Symmetry:
-    """The action on images alone: what predictions over an orbit need."""
-    return Symmetry(problem.group, {}, inputs=image(problem.group, problem.input_shape))
 
 
 def count_parameters(guide: AutoDirectNormal) -> int:

@@ -13,10 +13,12 @@ from .. import handlers
 from ..errors import WideOrbitWarning
 from ..expansion import expand
 from ..guides import AutoMeanFieldNormal, AutoOrbitMixture, AutoSymmetricNormal
-from ..networks import network_symmetry
+from ..networks import equivarify, network_symmetry
 from ..symmetry import Symmetry
-from ..training import FitResult, SymmetrizeAt, Training, fit
+from ..training import FitResult, SymmetrizeAt, TrackDefect, Training, fit
 from .base import Problem
+
+TRACKED, TRACKED_DRAWS = 50, 10  # images and draws of the defect in the course of training
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,15 @@ def expansion_tied(problem: Problem, seed: int, progress: bool) -> Fitted:
     return Fitted(model, guide, result.history, result.seconds, exact=True, symmetries=(large,))
 
 
+def equivarified(problem: Problem, seed: int, progress: bool) -> Fitted:
+    """The lift of a small network: every draw is invariant; trained on upright images."""
+    lifted = equivarify(problem.network(problem.config.width // len(problem.group)), problem.inputs)
+    model = problem.model(lifted)
+    guide = AutoMeanFieldNormal(model, **problem.start)
+    result = _fit(problem, model, guide, problem.config.epochs, seed, progress, augmented=False)
+    return Fitted(model, guide, result.history, result.seconds, exact=True, symmetries=(lifted.symmetry,))
+
+
 def _augmented(problem: Problem, model: Callable, symmetry: Symmetry) -> Callable:
     return handlers.augment(model, symmetry, orbit="random", likelihood=problem.config.likelihood)
 
@@ -147,6 +158,8 @@ def _fit(problem: Problem, model, guide, epochs: int, seed: int, progress: bool,
     config = problem.config
     # Where the orbit is not run through, the convention "sum" is "mean" with the KL weighted by 1/|G|.
     counted = len(problem.group) if config.likelihood == "sum" and not augmented else 1
+    every = max(1, epochs // 10)
+    track = TrackDefect(problem.splits.validation[0][:TRACKED], problem.inputs, every, TRACKED_DRAWS)
     return fit(
         model,
         guide,
@@ -158,8 +171,8 @@ def _fit(problem: Problem, model, guide, epochs: int, seed: int, progress: bool,
         kl_weight=config.kl_weight / counted,
         kl_warmup=min(config.kl_warmup, epochs - 1),
         validation=problem.splits.validation,
-        validate_every=max(1, epochs // 10),
-        callbacks=callbacks,
+        validate_every=every,
+        callbacks=[*callbacks, track],
         seed=seed,
         progress=progress,
     )
@@ -195,5 +208,6 @@ METHODS = {
         Method("mixture", "AutoOrbitMixture of a mean-field Normal, hidden channels regular", mixture),
         Method("expansion", "small network, expanded half way (gcnn), then free", expansion),
         Method("expansion-tied", "expanded network with tied samples (free), from the start", expansion_tied),
+        Method("equivarified", "small network lifted to all moved inputs, from the start", equivarified),
     )
 }
