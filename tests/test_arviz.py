@@ -1146,3 +1146,9 @@ def test_a_file_without_groups(series, tmp_path):
     draws_of(1, 5).to_netcdf(path, engine="h5netcdf")
     with pytest.raises(pe.DataError, match="holds no groups"):
         pe.from_netcdf(path)
+
+
+def test_coords_of_no_axis_are_refused():
+    y = torch.zeros(3)
+    with pytest.raises(pe.OptionError, match="Expected coords of axes.*got 'dta'"):
+        pe.to_arviz(located, pe.AutoMeanFieldNormal(located), y, draws=2, coords={"dta": range(3)})

@@ -684,7 +684,7 @@ def test_every_quantity_has_a_definition_and_a_verdict():
     assert all(row.verdict and row.definition and "\n" not in row.definition for row in found)
     names = {row.name.split("[")[0].removesuffix("_orbit") for row in found}
     defined = {**FIT, **COVERAGE, **CONVERGENCE, **EQUIVARIANCE, **PREDICTION, **DENSITY}
-    assert names | {"max_rhat_canonical", "min_ess_canonical"} == {name.split("[")[0] for name in defined}
+    assert names | {"max_rhat_canonical", "min_ess_canonical", "divergences"} == {name.split("[")[0] for name in defined}
     assert list(found.missing) == ["max_rhat_canonical"]
 
 
@@ -819,3 +819,15 @@ def test_a_guide_and_several():
     assert "k_hat[mu]" in found and found.draws == 2000
     several = diagnose([guide, functools.partial(guide, shift=0.0)], model, y, draws=200, seed=1)
     assert several["elbo"].values[1] == pytest.approx(evidence) and len(several.chains) == 2
+
+
+def test_divergences_are_counted_by_run():
+    groups = full()
+    shape = groups["sample_stats"]["lp"].shape
+    diverging = np.zeros(shape, dtype=bool)
+    diverging[0, [3, 5]] = True
+    groups["sample_stats"] = groups["sample_stats"].assign(diverging=(("chain", "draw"), diverging))
+    row = diagnose(base.ARVIZ.container(groups, {}))["divergences"]
+    assert row.values == (2.0, *[0.0] * (shape[0] - 1)) and row.verdict.startswith("2 in all")
+    groups["sample_stats"]["diverging"] = (("chain", "draw"), np.zeros(shape, dtype=bool))
+    assert diagnose(base.ARVIZ.container(groups, {}))["divergences"].verdict == "none"

@@ -132,6 +132,7 @@ def to_arviz(
     first_chains = np.cumsum([0, *(run.chains for run in several[:-1])])
     if steps := {chain: run.variational() for chain, run in zip(first_chains, several, strict=True) if run.history}:
         groups["variational"] = _side_by_side(list(steps.values())).assign_coords(chain=list(steps))
+    labels.check_used({dim for group in groups.values() for dim in group.dims})
     attrs = _attributes(several, symmetry, seed)
     return base.ARVIZ.container({name: group.assign_attrs(attrs) for name, group in groups.items()}, attrs)
 

@@ -5,6 +5,8 @@ FIT = {
     "below, it cannot say",
     "loss_trend": "slope of the training loss (−ELBO per datum, nats) over the last quarter of its values, per 100 "
     "steps, by least squares on 10 block means; flat up to 3 standard errors; it cannot see a plateau before a fall",
+    "divergences": "divergent transitions of a Hamiltonian sampler in one run; it cannot see what no trajectory came "
+    "near",
     "k_hat": "Pareto k̂ of the joint weights p(θ, y) / q(θ); good up to 0.5, usable up to min(1 − 1 / log₁₀ T, 0.7), "
     "poor beyond; in many dimensions it is poor for useful posteriors too; it looks only where q has mass: a mode "
     "that q misses, symmetric copies included, does not show",

@@ -11,6 +11,7 @@ from ..errors import DataError
 from . import base
 from .base import METHOD, Groups, groups_of
 
+TOGETHER = ("posterior", "sample_stats", "log_likelihood")  # where leave-one-out and k̂ need draw beside draw
 SIDE = ("sample_stats", "variational")  # what is known of a run beside its draws: not the same for all methods
 DRAWN = ("posterior", "sample_stats", "log_likelihood", "posterior_predictive", "orbit_predictive")  # one set of draws
 
@@ -63,7 +64,7 @@ def save(idata, path: str | os.PathLike) -> None:
         part.unlink(missing_ok=True)
 
 
-def from_netcdf(path: str | os.PathLike, groups: Sequence[str] = ("posterior",)):
+def from_netcdf(path: str | os.PathLike, groups: Sequence[str] | str = ("posterior",)):
     """Read ArviZ data and check that they are whole: for each group named the dimensions that its variables need.
 
     Any file with a ``posterior`` group is read, written by this package, by ArviZ or by another library.
@@ -72,7 +73,7 @@ def from_netcdf(path: str | os.PathLike, groups: Sequence[str] = ("posterior",))
     :param groups: the groups that must be there.
     :returns: an ``InferenceData`` (ArviZ 0.2x) or ``xarray.DataTree`` (1.x), in memory; the file is closed.
     :raises DataError: for a file that is not there, cut short or no netCDF, groups that are missing or empty, draws
-        without the dimensions ``chain`` and ``draw``, or groups of one set of draws that differ in their number.
+        without the dimensions ``chain`` and ``draw``, or a log likelihood with other numbers of them.
 
     >>> import tempfile, torch, pyro_equivariance as pe
     >>> model = pe.BayesianNetwork(torch.nn.Linear(4, 3))
@@ -95,7 +96,7 @@ def from_netcdf(path: str | os.PathLike, groups: Sequence[str] = ("posterior",))
             f"Expected a whole netCDF file at {str(path)!r}; it cannot be read ({reason}). It may be cut short: write "
             f"it again."
         ) from error
-    _check_whole(groups_of(idata), tuple(groups), path)
+    _check_whole(groups_of(idata), (groups,) if isinstance(groups, str) else tuple(groups), path)
     return idata
 
 
@@ -111,10 +112,11 @@ def _check_whole(found: Groups, needed: tuple[str, ...], path: Path) -> None:
                     f"Expected {name}.{variable} {where} to have the dimensions chain and draw; it lacks "
                     f"{' and '.join(lacking)}, it has {array.dims}. ArviZ names them so."
                 )
-    sizes = {n: tuple(found[n].sizes[d] for d in ("chain", "draw")) for n in DRAWN if n in found and found[n].data_vars}
+    together = [name for name in TOGETHER if name in found and found[name].data_vars]
+    sizes = {name: tuple(found[name].sizes[d] for d in ("chain", "draw")) for name in together}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise DataError(f"Expected the same chains and draws in all groups {where}; they are {listed}.")
+        raise DataError(f"Expected the same chains and draws in these groups {where}; they are {listed}.")
 
 
 def _common(attributes: Sequence[Mapping]) -> dict:

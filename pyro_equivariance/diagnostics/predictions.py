@@ -285,23 +285,23 @@ def _density_rows(label: str, name: str, evidence: Evidence, table: Table) -> No
     density = [quantities.mean_with_error(quantities.log_predictive_density(run)) for run in runs]
     verdict = f"nats per datum, of {runs[0].shape[1]} data"
     table.add("prediction", f"{label}log_predictive_density", density, verdict, DENSITY["log_predictive_density"])
-    loo, notes = [], []
-    for number, run in enumerate(runs):
-        correction, note = _correction(evidence, number)
-        loo.append(quantities.leave_one_out(run, correction))
-        notes.append(note)
+    ratios, note = _corrections(evidence)
+    loo = [quantities.leave_one_out(run, correction) for run, correction in zip(runs, ratios, strict=True)]
     high = max(int((run.pareto_k > UNRELIABLE).sum()) for run in loo)
     trust = "reliable" if not high else f"unreliable: k̂ > {UNRELIABLE} for {high} of {runs[0].shape[1]} data"
-    verdict = "; ".join([trust, *dict.fromkeys(notes)])
-    table.add("prediction", f"{label}elpd_loo", [Estimate(r.elpd, r.se) for r in loo], verdict, DENSITY["elpd_loo"])
+    estimates = [Estimate(r.elpd, r.se) for r in loo]
+    table.add("prediction", f"{label}elpd_loo", estimates, f"{trust}; {note}", DENSITY["elpd_loo"])
 
 
-def _correction(evidence: Evidence, run: int) -> tuple[np.ndarray | None, str]:
-    """The log ratios that correct for draws of q, where there are and their k̂ allows, and what to say of it."""
+def _corrections(evidence: Evidence) -> tuple[list[np.ndarray | None], str]:
+    """For each run the log ratios that correct for draws of q, where there are and their k̂ allows; and a note."""
     if evidence.log_ratios is None:
-        return None, "draws taken as the posterior's"
-    ratios = evidence.log_ratios[run]
-    k = quantities.pareto_k(ratios).value
-    if not k <= quantities.k_limit(len(ratios)):
-        return None, f"not corrected for q: k̂ {k:.2g}"
-    return ratios, "corrected for q"
+        return [None] * evidence.chains, "draws taken as the posterior's"
+    ks = [quantities.pareto_k(run).value for run in evidence.log_ratios]
+    limit = quantities.k_limit(evidence.draws)
+    ratios = [run if k <= limit else None for run, k in zip(evidence.log_ratios, ks, strict=True)]
+    poor = [k for k in ks if not k <= limit]
+    if not poor:
+        return ratios, "corrected for q"
+    runs = f" in {len(poor)} of {len(ks)} runs" if len(ks) > 1 else ""
+    return ratios, f"not corrected for q{runs}: k̂ {max(poor):.2g}"

@@ -31,6 +31,7 @@ def fit(evidence: Evidence, table: Table) -> None:
         elbo = [quantities.mean_with_error(run) for run in ratios]
         table.add("fit", "elbo", elbo, _elbo_verdict(elbo, _count(evidence)), FIT["elbo"])
     _trend(evidence, table)
+    _divergences(evidence, table)
     if ratios is not None:
         k = [quantities.pareto_k(run) for run in ratios]
         table.add("fit", "k_hat", k, k_verdict(k, evidence.draws), FIT["k_hat"])
@@ -129,6 +130,15 @@ def _trend(evidence: Evidence, table: Table) -> None:
     loss = group["loss"].reindex(chain=evidence.groups["posterior"]["chain"]).transpose("chain", "step").values
     slopes = [quantities.trend(group["step"].values, run) for run in loss]
     table.add("fit", "loss_trend", slopes, _trend_verdict(slopes), FIT["loss_trend"])
+
+
+def _divergences(evidence: Evidence, table: Table) -> None:
+    """Of MCMC."""
+    diverging = evidence.array("sample_stats", "diverging")
+    if diverging is not None:
+        counts = diverging.sum(1)
+        verdict = f"{counts.sum():.0f} in all: the sampler misses a part of the posterior" if counts.any() else "none"
+        table.add("fit", "divergences", [Estimate(float(n), math.nan) for n in counts], verdict, FIT["divergences"])
 
 
 def _trend_verdict(slopes: Sequence[Estimate]) -> str:

@@ -76,7 +76,7 @@ def plates_of(name: str, site: dict) -> tuple[str, ...]:
 
 def _free(plate: str) -> str:
     """The name of a plate, changed where ArviZ or this package has another axis of that name."""
-    return f"{plate}_plate" if plate in ("chain", "draw", "element") else plate
+    return f"{plate}_plate" if plate in ("chain", "draw", "element", "class") else plate
 
 
 def labelled(name: str, site: dict) -> Labelled:

@@ -31,6 +31,12 @@ class Labels:
             return np.asarray([self.groups[dim].name(g) for g in range(size)])
         return np.arange(size)
 
+    def check_used(self, dims: set) -> None:
+        """Raise unless all that is given names an axis."""
+        if unknown := [dim for dim in self.given if dim not in dims]:
+            listed = ", ".join(map(repr, sorted(map(str, dims))))
+            raise OptionError(f"Expected coords of axes, {listed}; got {unknown[0]!r}.")
+
 
 class Recorder:
     """Collects draws, one row of groups after the other, in arrays that are allocated once.
