@@ -4,6 +4,7 @@ import importlib
 
 from . import data, handlers, metrics
 from .distributions import OrbitMixture
+from .ensembles import Ensemble, EnsembleSweep, ensemble_sweep, fit_ensemble
 from .errors import ClosednessError, DataError, LayerError, OptionError, SymmetryError, WideOrbitWarning
 from .expansion import expand, symmetrize_
 from .families import is_closed, kl, mean, natural, push_forward
@@ -56,6 +57,7 @@ from .networks import (
     joint_data,
     joint_labels,
     network_symmetry,
+    with_support,
 )
 from .prediction import lifted_check, orbit_predict, predict
 from .representations import (
@@ -115,6 +117,8 @@ __all__ = [
     "CyclicGroup",
     "DataError",
     "DihedralGroup",
+    "Ensemble",
+    "EnsembleSweep",
     "ExpandAt",
     "FanIn",
     "FitResult",
@@ -156,12 +160,14 @@ __all__ = [
     "data",
     "diagnose",
     "diagnostics",
+    "ensemble_sweep",
     "equivarify",
     "exchangeable",
     "expand",
     "experiments",
     "find_symmetries",
     "fit",
+    "fit_ensemble",
     "from_netcdf",
     "handlers",
     "hidden_permutations",
@@ -198,4 +204,5 @@ __all__ = [
     "vector",
     "volume",
     "vsbc",
+    "with_support",
 ]

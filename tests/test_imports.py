@@ -23,7 +23,7 @@ RANKS = {
     "guides": 7,
     "expansion": 8, "prediction": 8, "storage": 8,
     "training": 9, "model_symmetries": 9,
-    "theory": 10,
+    "theory": 10, "ensembles": 10,
     "diagnostics": 11,
     "plots": 12,
     "experiments": 13,
@@ -39,6 +39,7 @@ SIBLINGS = {
     "diagnostics/sections.py": {"definitions", "evidence", "quantities"},
     "diagnostics/runs.py": {"tables"},
     "diagnostics/sites.py": {"tables"},
+    "ensembles/fit.py": {"batches", "starts"},
     "groups/continuous.py": {"rotations"},
     "groups/lattice.py": {"rotations"},
     "representations/builders.py": {"actions", "continuous"},
@@ -53,6 +54,7 @@ SIBLINGS = {
     "networks/bayesian.py": {"likelihoods", "priors"},
     "networks/lift.py": {"bayesian", "layers"},
     "networks/permutations.py": {"tracing"},
+    "networks/supports.py": {"layers"},
     "networks/priors.py": {"layers"},
     "networks/tracing.py": {"layers", "operations"},
     "plots/document.py": {"calibration", "page", "summary"},
@@ -63,14 +65,23 @@ SIBLINGS = {
     "experiments/evaluation.py": {"methods"},
     "experiments/assumptions.py": {"study"},
     "experiments/certificates.py": {"study"},
+    "experiments/ensembles.py": {"study"},
     "experiments/families.py": {"study"},
+    "experiments/figures.py": {"ensemble_figures"},
     "experiments/priors.py": {"study"},
     "experiments/samples.py": {"study"},
-    "experiments/theory.py": {"assumptions", "certificates", "families", "figures", "priors", "samples", "study"},
+    "experiments/theory.py": {
+        "assumptions", "certificates", "ensembles", "families", "figures", "priors", "samples", "study",
+    },  # fmt: skip
 }
 
 # The only modules that may import these, at any level.
-ALONE = {"arviz": {"diagnostics/base.py"}, "matplotlib": {"plots/base.py"}, "sklearn": {"data.py"}, "pooch": {"data.py"}}
+ALONE = {
+    "arviz": {"diagnostics/base.py"},
+    "matplotlib": {"plots/base.py"},
+    "sklearn": {"data.py"},
+    "pooch": {"data.py"},
+}
 
 # Pyro from the rank at which it is first needed.
 PYRO = {"pyro.distributions": 3, "pyro.nn": 4, "pyro": 4, "pyro.poutine": 6, "pyro.infer": 6}

@@ -29,7 +29,7 @@ DEFINITIONS = {
     "symmetric_kl": "KL(F(x)|F(gx)) + KL(F(gx)|F(x)) in nats, mean over x and g other than e",
     "certificate": "a bound on the defect for all inputs, from the guide alone: mean over g of 2 TV(q, gq)^2, by the "
     "smaller of the two KL divergences, the smaller of the actions with regular and with trivial hidden channels where "
-    "both apply; from about 2 (1 - 1/|G|) on it says nothing",
+    "both apply; from about 2 (1 - 1/|G|) on it says nothing; null for an ensemble, which has no density",
     "train_seconds": "wall-clock seconds of training, validation included",
     "parameters": "number of real parameters of the guide",
     "validation_nll": "nll on the validation images, which chooses the recommended method",
@@ -49,6 +49,7 @@ def evaluate(problem: Problem, fitted: Fitted, draws: Tensor, name: str, seed: i
     x, y = problem.splits.test
     probs = draws.double().mean(0)
     defect = metrics.equivariance_defect(draws)
+    bounds = [certificate(fitted.guide, symmetry, x[:1], y[:1]).defect for symmetry in fitted.symmetries]
     held_out, labels = _validation(problem, fitted)
     sets = metrics.conformal_set_size(_one_pose_each(held_out), labels, probs, y)
     return {
@@ -66,7 +67,7 @@ def evaluate(problem: Problem, fitted: Fitted, draws: Tensor, name: str, seed: i
         "osp": float(metrics.orbit_same_prediction(probs)),
         "osp_majority": float(metrics.orbit_same_prediction(probs, definition="majority")),
         "symmetric_kl": float(metrics.symmetric_kl(probs)),
-        "certificate": min(certificate(fitted.guide, s, x[:1], y[:1]).defect for s in fitted.symmetries),
+        "certificate": min(bounds, default=None),
         "train_seconds": fitted.seconds,
         "parameters": count_parameters(fitted.guide),
         "validation_nll": float(metrics.negative_log_likelihood(held_out, labels)),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import handlers
+from ..ensembles import fit_ensemble
 from ..errors import WideOrbitWarning
 from ..expansion import expand
 from ..guides import AutoMeanFieldNormal, AutoOrbitMixture, AutoSymmetricNormal
@@ -18,6 +19,7 @@ from ..symmetry import Symmetry
 from ..training import FitResult, SymmetrizeAt, TrackDefect, Training, fit
 from .base import Problem
 
+MEMBERS, SHORTER = 10, 4  # of an ensemble, each of which trains for so many times fewer epochs
 TRACKED, TRACKED_DRAWS = 50, 10  # images and draws of the defect in the course of training
 
 
@@ -149,6 +151,27 @@ def equivarified(problem: Problem, seed: int, progress: bool) -> Fitted:
     return Fitted(model, guide, result.history, result.seconds, exact=True, symmetries=(lifted.symmetry,))
 
 
+def ensemble(problem: Problem, seed: int, progress: bool) -> Fitted:
+    """Networks trained by maximum likelihood with random augmentation, each for a quarter of the epochs."""
+    config = problem.config
+    epochs = max(2, config.epochs // SHORTER)
+    result = fit_ensemble(
+        problem.network(config.width),
+        problem.splits.train,
+        members=MEMBERS,
+        augmentation=problem.inputs,
+        orbit="random",
+        learning_rate=config.learning_rate,
+        epochs=epochs,
+        batch_size=min(config.batch_size, len(problem.splits.train[1])),
+        validation=problem.splits.validation,
+        seed=seed,
+        progress=progress,
+    )
+    history = {name: values.double().mean(0).tolist() for name, values in result.history.items()}
+    return Fitted(result.model, result, history, result.seconds, exact=False, symmetries=())
+
+
 def _augmented(problem: Problem, model: Callable, symmetry: Symmetry) -> Callable:
     return handlers.augment(model, symmetry, orbit="random", likelihood=problem.config.likelihood)
 
@@ -208,6 +231,7 @@ METHODS = {
         Method("mixture", "AutoOrbitMixture of a mean-field Normal, hidden channels regular", mixture),
         Method("expansion", "small network, expanded half way (gcnn), then free", expansion),
         Method("expansion-tied", "expanded network with tied samples (free), from the start", expansion_tied),
+        Method("ensemble", "ten networks with random augmentation, trained by maximum likelihood", ensemble),
         Method("equivarified", "small network lifted to all moved inputs, from the start", equivarified),
     )
 }

@@ -7,6 +7,7 @@ from .likelihoods import NormalLikelihood
 from .permutations import hidden_permutations
 from .poses import class_and_pose, joint_data, joint_labels
 from .priors import FanIn, LearnedScale, Scalar
+from .supports import check_support, is_invariant_support, support, with_support
 from .tracing import network_symmetry, widen_network
 
 __all__ = [
@@ -18,12 +19,16 @@ __all__ = [
     "NormalLikelihood",
     "Residual",
     "Scalar",
+    "check_support",
     "class_and_pose",
     "equivarify",
     "hidden_permutations",
+    "is_invariant_support",
     "joint_data",
     "joint_labels",
     "network_symmetry",
+    "support",
     "widen_network",
     "with_fibre_inputs",
+    "with_support",
 ]
