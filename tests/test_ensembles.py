@@ -163,6 +163,20 @@ def test_each_member_keeps_its_best_state():
     torch.testing.assert_close(losses, scores.amin(1), rtol=0, atol=1e-10)
 
 
+def test_validation_every_few_epochs_chooses_among_those():
+    options = dict(members=4, epochs=7, batch_size=None, learning_rate=0.1, validation=data(8, 1))
+    each, some = fitted(dense(), **options), fitted(dense(), validate_every=3, **options)
+    shown = torch.tensor([2, 5, 6])
+    scores = some.history["validation"]
+    assert torch.equal(scores.isnan(), ~torch.isin(torch.arange(7), shown).expand(4, -1))
+    torch.testing.assert_close(scores[:, shown], each.history["validation"][:, shown])
+    every = fitted(dense(), snapshots=(3, 6, 7), **{**options, "validation": None})
+    best = shown[scores[:, shown].argmin(1)] + 1
+    for i, epoch in enumerate(best.tolist()):
+        for name, weights in some.members.items():
+            torch.testing.assert_close(weights[i], every.snapshots[epoch].members[name][i])
+
+
 def test_outputs_move_with_the_inputs():
     """A swap of two inputs and of two classes: exchanging both leaves the trained ensemble's law as it is."""
     swap = pe.SymmetricGroup(2)

@@ -45,6 +45,7 @@ def fit_ensemble(
     stacked: bool | int | None = None,
     processes: int = 1,
     validation=None,
+    validate_every: int = 1,
     snapshots: Sequence[int] = (),
     progress: bool = True,
 ) -> Ensemble:
@@ -88,6 +89,7 @@ def fit_ensemble(
     :param int processes: that train such groups of members side by side.
     :param validation: ``(x, y)``; each member keeps the state with the lowest loss on it, without the prior, over all
         moved copies, since upright ones alone would choose a time that the group does not keep.
+    :param int validate_every: epochs between two validations; the last epoch always is. NaN in the history elsewhere.
     :param snapshots: epochs after which states are kept, 0 being the start: in ``ensemble.snapshots``.
     :param bool progress: whether to show a progress bar.
     :returns: the :class:`Ensemble`; ``history["loss"]`` is the mean over the minibatches of each epoch.
@@ -104,7 +106,9 @@ def fit_ensemble(
     """
     check_option("orbit", orbit, ("full", "random"))
     check_option("order", order, ("own", "shared"))
-    _check_numbers(members, epochs, batch_size, learning_rate, processes, snapshots)
+    counts = {"members": members, "epochs": epochs, "batch_size": batch_size, "processes": processes}
+    _check_counts(counts | {"validate_every": validate_every})
+    _check_numbers(epochs, learning_rate, snapshots)
     _check_stacked(stacked)
     check_start(init)
     net = net if support is None else with_support(net, support)
@@ -118,7 +122,7 @@ def fit_ensemble(
     task = Task(
         model, prior is not None, Batches(data, batch_size, augmentation, orbit, order, seed),
         None if validation is None else Batches(validation, None, augmentation, "full", order, seed),
-        _make_optimizer(optimizer, learning_rate), epochs, frozenset(snapshots),
+        _make_optimizer(optimizer, learning_rate), epochs, validate_every, frozenset(snapshots),
     )  # fmt: skip
     cores = cores_of(model.net, augmentation.inputs) if core_start else {}
     starts = _starts(model.net, init, cores, members, seed)
@@ -138,6 +142,7 @@ class Task:
     validation: Batches | None
     make_optimizer: Callable
     epochs: int
+    validate_every: int
     snapshots: frozenset[int]
 
 
@@ -162,8 +167,10 @@ def train(task: Task, starts: Mapping[str, Tensor], first: int, seed: int, repor
         for epoch in range(1, task.epochs + 1):
             history["loss"].append(_epoch(task, weights, optimizer, sources, epoch))
             if task.validation is not None:
-                history["validation"].append(_validate(task, weights))
-                best.keep(weights, history["validation"][-1])
+                is_due = epoch % task.validate_every == 0 or epoch == task.epochs
+                scores = _validate(task, weights) if is_due else torch.full_like(history["loss"][-1], math.nan)
+                history["validation"].append(scores)
+                best.keep(weights, scores)
             if epoch in task.snapshots:
                 kept[epoch] = _copy(weights)
             report(count)
@@ -317,10 +324,13 @@ def _pair(data, what: str) -> tuple[Tensor, Tensor]:
     return pair
 
 
-def _check_numbers(members, epochs, batch_size, learning_rate, processes, snapshots) -> None:
-    for name, value in {"members": members, "epochs": epochs, "batch_size": batch_size, "processes": processes}.items():
+def _check_counts(counts: Mapping[str, int | None]) -> None:
+    for name, value in counts.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise OptionError(f"Expected {name} to be a positive integer; got {value!r}.")
+
+
+def _check_numbers(epochs: int, learning_rate: float, snapshots: Sequence[int]) -> None:
     if not 0 < learning_rate < math.inf:
         raise OptionError(f"Expected learning_rate to be positive; got {learning_rate}.")
     if outside := [epoch for epoch in snapshots if not 0 <= epoch <= epochs]:

@@ -165,6 +165,7 @@ def ensemble(problem: Problem, seed: int, progress: bool) -> Fitted:
         epochs=epochs,
         batch_size=min(config.batch_size, len(problem.splits.train[1])),
         validation=problem.splits.validation,
+        validate_every=max(1, epochs // 10),
         seed=seed,
         progress=progress,
     )
