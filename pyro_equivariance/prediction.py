@@ -166,7 +166,7 @@ def observation_sites(trace, draw):
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or name in draw.nodes or type(site["fn"]).__name__ == "_Subsample":
             continue
-        if not _is_deterministic(site["fn"]):
+        if not is_point_mass(site["fn"]):
             yield name, site
 
 
@@ -175,7 +175,8 @@ def log_likelihood(site: dict) -> Tensor:
     return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
 
 
-def _is_deterministic(fn) -> bool:
+def is_point_mass(fn) -> bool:
+    """Whether a distribution is a Delta, masked or not, as that of a deterministic or reparametrised site."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return type(fn).__name__ == "Delta"

@@ -1148,6 +1148,21 @@ def test_a_file_without_groups(series, tmp_path):
         pe.from_netcdf(path)
 
 
+def test_a_reparametrised_site_is_in_the_posterior_and_the_prior():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate("groups", 3):
+            theta = pyro.sample("theta", dist.Normal(mu, 0.5))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    decentred = pyro.poutine.reparam(model, {"theta": pyro.infer.reparam.LocScaleReparam(0.0)})
+    idata = pe.to_arviz(decentred, pe.AutoMeanFieldNormal(decentred), torch.zeros(3), draws=4)
+    for group in (idata.posterior, idata.prior):
+        assert group["theta"].dims == ("chain", "draw", "groups")
+        mu = group["mu"].values[..., None]
+        np.testing.assert_allclose(group["theta"].values, mu + 0.5 * group["theta_decentered"].values, rtol=1e-12)
+
+
 def test_coords_of_no_axis_are_refused():
     y = torch.zeros(3)
     with pytest.raises(pe.OptionError, match="Expected coords of axes.*got 'dta'"):

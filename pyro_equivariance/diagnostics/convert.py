@@ -199,6 +199,7 @@ class _View:
         self.model, self.data, self.symmetry, self.sites = model, data, symmetry, sites
         self.is_network = isinstance(inspect.unwrap(model), NetworkModel)
         self._observations: list[Observation] = []
+        self._shown: list[str] = []
 
     @cached_property
     def moved(self) -> Tensor | None:
@@ -235,9 +236,8 @@ class _View:
         names = {o.name for o in self._observations}
         seen = [Observation(o.name, trace.nodes[o.name], o.axis) for o in self._observations if o.name in trace.nodes]
         latents = {n: s for n, s in trace.nodes.items() if n not in names and (is_latent(s) or is_deterministic(s))}
-        chosen = [name for name in self._chosen(latents, known=None) if name in latents]
         return {
-            "prior": {name: labelled(name, latents[name]) for name in chosen},
+            "prior": {name: labelled(name, latents[name]) for name in self._shown if name in latents},
             "prior_predictive": drawn(seen, {o.name: o.site for o in seen}),
         }
 
@@ -245,16 +245,17 @@ class _View:
         """The sites that are shown."""
         latents = {name: trace.nodes.get(name, site) for name, site in draw.nodes.items() if is_latent(site)}
         fixed = {name: site for name, site in trace.nodes.items() if is_deterministic(site) and name not in latents}
-        chosen = self._chosen(latents | fixed, known=latents)
-        return {name: labelled(name, (latents | fixed)[name]) for name in chosen}
+        self._shown = self._chosen(latents, fixed)
+        return {name: labelled(name, (latents | fixed)[name]) for name in self._shown}
 
-    def _chosen(self, found: Mapping[str, dict], known: Mapping[str, dict] | None) -> list[str]:
-        if self.sites is None:
-            return [] if self.is_network else list(found)
-        names = list(found) if self.sites == "all" else [self.sites] if isinstance(self.sites, str) else self.sites
-        if known is not None and (unknown := [name for name in names if name not in found]):
-            raise OptionError(f"Expected sites of the guide, {', '.join(map(repr, known))}; got {unknown[0]!r}.")
-        return list(names)
+    def _chosen(self, latents: Mapping[str, dict], fixed: Mapping[str, dict]) -> list[str]:
+        """Of a network no site unless asked for, and the deterministic ones, such as expanded weights, by name only."""
+        if self.sites is None or self.sites == "all":
+            return [] if self.is_network and self.sites is None else [*latents, *(() if self.is_network else fixed)]
+        names = [self.sites] if isinstance(self.sites, str) else list(self.sites)
+        if unknown := [name for name in names if name not in latents | fixed]:
+            raise OptionError(f"Expected sites of the guide, {', '.join(map(repr, latents))}; got {unknown[0]!r}.")
+        return names
 
     def _along_orbit(self, trace, draw, density: Callable | None) -> dict[str, Labelled]:
         """Log densities at the moved latents; what the symmetry does not name stays."""

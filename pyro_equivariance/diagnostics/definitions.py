@@ -1,18 +1,19 @@
 """What every number of a diagnosis is, and what it cannot see."""
 
 FIT = {
-    "elbo": "mean over the draws of log p(θ, y) − log q(θ), nats: a lower bound on the log evidence log p(y); how far "
-    "below, it cannot say",
+    "elbo": "mean over the draws of log p(θ, y) − log q(θ), nats: a lower bound on the log evidence log p(y) of the "
+    "data given, as they are, at KL weight 1; how far below, it cannot say",
     "loss_trend": "slope of the training loss (−ELBO per datum, nats) over the last quarter of its values, per 100 "
     "steps, by least squares on 10 block means; flat up to 3 standard errors; it cannot see a plateau before a fall",
     "divergences": "divergent transitions of a Hamiltonian sampler in one run; it cannot see what no trajectory came "
     "near",
     "k_hat": "Pareto k̂ of the joint weights p(θ, y) / q(θ); good up to 0.5, usable up to min(1 − 1 / log₁₀ T, 0.7), "
     "poor beyond; in many dimensions it is poor for useful posteriors too; it looks only where q has mass: a mode "
-    "that q misses, symmetric copies included, does not show",
+    "that q misses, symmetric copies included, does not show; with other data than q was fitted to it is another "
+    "posterior that q is held against",
     "k_hat[·]": "k̂ of the marginal weights p(h) / q(h) of one functional h, at least 0, limits as for k_hat; from the"
-    " joint weights to second order in the cumulants of log w given h: too small where log w is skewed given h; it "
-    "too looks only where q has mass",
+    " joint weights to second order in the cumulants of log w given h, at most their k̂: too small where log w is "
+    "skewed given h; it too looks only where q has mass",
 }
 
 COVERAGE = {

@@ -79,7 +79,8 @@ def marginal_pareto_k(log_ratios: np.ndarray, functional: np.ndarray) -> Estimat
 
     0 stands for every bounded ratio: which one, the draws seldom tell. The standard error is the jackknife over 20
     blocks of draws, of the whole estimate. Where it is large, the draws are too few: it is about
-    ``Var(log w) / √T`` in many dimensions.
+    ``Var(log w) / √T`` in many dimensions. Since a mean over the rest given h has lighter tails than what it is the
+    mean of, the k̂ of the joint ratios is an upper bound, and stands where the estimate is above it.
 
     :param log_ratios: ``(T,)``, the joint ``log p(θ_t, y) − log q(θ_t)``.
     :param functional: ``(T,)``, ``h(θ_t)``; NaN results from less than 10 different values.
@@ -93,7 +94,9 @@ def marginal_pareto_k(log_ratios: np.ndarray, functional: np.ndarray) -> Estimat
     def shape(kept: np.ndarray) -> float:
         return max(0.0, _shape(marginal_log_ratios(log_ratios[kept], functional[kept])))
 
-    return Estimate(shape(np.arange(len(log_ratios))), jackknife(shape, len(log_ratios)))
+    joint = pareto_k(log_ratios)
+    value = shape(np.arange(len(log_ratios)))
+    return joint if value > joint.value else Estimate(value, jackknife(shape, len(log_ratios)))
 
 
 def marginal_log_ratios(log_ratios: np.ndarray, functional: np.ndarray) -> np.ndarray:

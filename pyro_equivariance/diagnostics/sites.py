@@ -10,7 +10,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ..errors import SymmetryError
-from ..prediction import log_likelihood, observation_sites
+from ..prediction import is_point_mass, log_likelihood, observation_sites
 from .base import OBSERVATION
 from .tables import Labelled
 
@@ -89,8 +89,8 @@ def labelled(name: str, site: dict) -> Labelled:
 
 
 def is_deterministic(site: dict) -> bool:
-    """Whether an entry of a trace comes from ``pyro.deterministic``."""
-    return site["type"] == "sample" and bool(site["infer"].get("_deterministic"))
+    """Whether an entry of a trace comes from ``pyro.deterministic``, or is what a reparametrised site has become."""
+    return site["type"] == "sample" and site["is_observed"] and is_point_mass(site["fn"])
 
 
 def mean_log_likelihood(seen: list[Observation]) -> dict[str, Labelled]:

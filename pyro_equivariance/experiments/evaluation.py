@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import metrics
+from ..ensembles import Ensemble
 from ..guides import AutoDirectNormal
 from ..prediction import orbit_predict
 from ..theory import certificate
@@ -22,8 +23,8 @@ DEFINITIONS = {
     "validation images, the i-th moved by element i mod |G|",
     "set_coverage": "fraction of these sets that hold the label",
     "defect": "unbiased estimate of mean over x and g of |F(gx) - F(x)|^2, F the mean class probabilities; draws "
-    "common to the orbit, g = e included; may be slightly negative",
-    "defect_se": "its jackknife standard error over posterior draws",
+    "common to the orbit, g = e included; may be slightly negative; of an ensemble its own, from all members once",
+    "defect_se": "its jackknife standard error over posterior draws; of an ensemble over members",
     "osp": "orbit same prediction: fraction of (x, g), g = e included, with argmax F(gx) = argmax F(x)",
     "osp_majority": "mean over x of the largest share of the orbit that agrees on a class",
     "symmetric_kl": "KL(F(x)|F(gx)) + KL(F(gx)|F(x)) in nats, mean over x and g other than e",
@@ -40,7 +41,7 @@ DEFINITIONS = {
 @torch.no_grad()
 def test_draws(problem: Problem, fitted: Fitted) -> Tensor:
     """Class probabilities at all moved copies of the test images, ``(T, |G|, N, K)``: the only look at them."""
-    return orbit_predict(fitted.model, fitted.guide, problem.inputs, problem.splits.test[0], problem.config.draws)
+    return _draws(problem, fitted, problem.splits.test[0])
 
 
 @torch.no_grad()
@@ -48,7 +49,9 @@ def evaluate(problem: Problem, fitted: Fitted, draws: Tensor, name: str, seed: i
     """The fields of one run, as ``DEFINITIONS`` says, from :func:`test_draws`."""
     x, y = problem.splits.test
     probs = draws.double().mean(0)
-    defect = metrics.equivariance_defect(draws)
+    # The mean over an ensemble's members is its prediction, without Monte Carlo error, and so is its plug-in defect.
+    estimator = "biased" if isinstance(fitted.guide, Ensemble) else "unbiased"
+    defect = metrics.equivariance_defect(draws, estimator=estimator)
     bounds = [certificate(fitted.guide, symmetry, x[:1], y[:1]).defect for symmetry in fitted.symmetries]
     held_out, labels = _validation(problem, fitted)
     sets = metrics.conformal_set_size(_one_pose_each(held_out), labels, probs, y)
@@ -78,7 +81,15 @@ def evaluate(problem: Problem, fitted: Fitted, draws: Tensor, name: str, seed: i
 def _validation(problem: Problem, fitted: Fitted) -> tuple[Tensor, Tensor]:
     """Mean class probabilities over the orbits of the validation images, ``(|G|, N, K)``, and the labels."""
     x, y = problem.splits.validation
-    return orbit_predict(fitted.model, fitted.guide, problem.inputs, x, problem.config.draws).double().mean(0), y
+    return _draws(problem, fitted, x).double().mean(0), y
+
+
+def _draws(problem: Problem, fitted: Fitted, x: Tensor) -> Tensor:
+    """As many draws as configured, of an ensemble each member once: ``(T, |G|, N, K)``."""
+    guide, count = fitted.guide, problem.config.draws
+    if isinstance(guide, Ensemble):
+        guide, count = guide.in_turn(), len(guide)
+    return orbit_predict(fitted.model, guide, problem.inputs, x, count)
 
 
 def _one_pose_each(probs: Tensor) -> Tensor:
