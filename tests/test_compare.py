@@ -149,9 +149,14 @@ def cut(path, share):
     path.write_bytes(content[: int(len(content) * share)])
 
 
-def unfinished(folder):
+def changed(folder, change):
     results = json.loads((folder / "results.json").read_text())
-    (folder / "results.json").write_text(json.dumps({**results, "recommendation": None}))
+    change(results)
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def unfinished(folder):
+    changed(folder, lambda results: results.update(recommendation=None))
 
 
 DAMAGE = {
@@ -161,6 +166,8 @@ DAMAGE = {
     "results cut short": (lambda p: cut(p / "results.json", 0.5), r"results\.json.*Run compare again"),
     "other results": (lambda p: (p / "results.json").write_text("{}"), r"lack config"),
     "an interrupted comparison": (unfinished, r"finished"),
+    "a run without a field": (lambda p: changed(p, lambda r: r["runs"][0].pop("nll")), r"nll is missing"),
+    "a method less": (lambda p: changed(p, lambda r: r.update(runs=r["runs"][:1])), r"same methods.*mixture"),
     "another posterior": (
         lambda p: pe.diagnostics.save(az.from_dict(posterior={"z": np.zeros((1, 3))}), p / "posterior.nc"),
         r"orbit_predictive"),

@@ -69,6 +69,7 @@ SIBLINGS = {
     "experiments/families.py": {"study"},
     "experiments/figures.py": {"ensemble_figures"},
     "experiments/priors.py": {"study"},
+    "experiments/pictures.py": {"evaluation"},
     "experiments/samples.py": {"study"},
     "experiments/theory.py": {
         "assumptions", "certificates", "ensembles", "families", "figures", "priors", "samples", "study",

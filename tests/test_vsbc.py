@@ -606,3 +606,22 @@ def test_changing_quantities():
 def test_conditioned_model_passes_its_arguments():
     given = ConditionedModel(lambda a, b=1: pyro.sample("y", dist.Normal(0.0, 1.0)) * a * b, {"y": torch.tensor(2.0)})
     assert given(3.0, b=2.0) == 12.0
+
+
+def test_a_training_that_does_not_reach_its_end_is_named():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(()), 100.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    options = dict(simulations=20, draws=9, seed=1)
+    short = vsbc(model, AutoNormal, torch.tensor(0.0), steps=200, learning_rate=0.02, **options)
+    assert short.falling.sum() >= 18 and f"still falling half way in {short.falling.sum()} of 20" in str(short)
+    enough = vsbc(model, AutoNormal, torch.tensor(0.0), steps=400, learning_rate=2.0, **options)
+    assert enough.falling.sum() <= 2
+
+
+def test_noise_is_no_fall():
+    rng = np.random.default_rng(0)
+    assert sum(calibration._is_falling(rng.normal(size=500).tolist()) for _ in range(400)) <= 2
+    assert all(calibration._is_falling((rng.normal(size=500) - np.linspace(0, 25, 500)).tolist()) for _ in range(20))
+    assert not calibration._is_falling([]) and not calibration._is_falling([3.0, 2.0, 1.0])

@@ -18,7 +18,8 @@ class VSBC:
     """What :func:`vsbc` returns; ``str()`` is its table.
 
     ``ranks`` are integers from 0 to ``draws``, ``(simulations, quantities)``, each uniform if the guide is exact;
-    ``losses`` the mean loss over the last tenth of each training, in nats, ``nan`` for a guide without parameters.
+    ``losses`` the mean loss over the last tenth of each training, in nats, ``nan`` for a guide without parameters, and
+    ``falling`` whether the loss of a simulation was still falling half way through.
     All arrays below have one entry for each of ``quantities``; ``u = (rank + ½) / (draws + 1)``.
 
     >>> tilted = VSBC(np.arange(100)[:, None] ** 2 // 100, ("mu",), draws=99, losses=np.full(100, np.nan))
@@ -32,6 +33,7 @@ class VSBC:
     losses: np.ndarray
     alpha: float = 0.05
     seed: int = 0
+    falling: np.ndarray | None = None
 
     @cached_property
     def bias(self) -> np.ndarray:
@@ -118,6 +120,9 @@ class VSBC:
                 f"{self.quantities[i]:<{width}} {self.bias[i]:>+7.3f} {self.symmetry[i]:>10.2g} {self.width[i]:>6.2f} "
                 f"{self.uniformity[i]:>12.2g}  {self.verdicts[i]}"
             )
+        if self.falling is not None and self.falling.any():
+            lines.insert(1, f"not trained to the end: the loss was still falling half way in {self.falling.sum()} of "
+                            f"{len(self.ranks)} simulations; take more steps, or a larger learning_rate")  # fmt: skip
         if count > SHOWN:
             lines.append(f"and {count - SHOWN} more, {int(self.flags.any(0)[worst[SHOWN:]].sum())} of them flagged")
         return "\n".join(lines)

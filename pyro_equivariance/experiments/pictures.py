@@ -12,6 +12,7 @@ from .. import diagnostics, plots
 from ..errors import DataError
 from ..representations import image
 from .base import GROUPS
+from .evaluation import DEFINITIONS
 
 RESULTS, POSTERIOR = "results.json", "posterior.nc"
 NEEDED = ("posterior", "orbit_predictive", "observed_data", "constant_data", "test_predictive")
@@ -27,7 +28,14 @@ def rebuild(folder: str | os.PathLike) -> dict:
     """
     folder = Path(folder)
     results = read_results(folder)
-    draw_all(folder, results, diagnostics.from_netcdf(folder / POSTERIOR, groups=NEEDED))
+    idata = diagnostics.from_netcdf(folder / POSTERIOR, groups=NEEDED)
+    methods = diagnostics.groups_of(idata)["posterior"][diagnostics.METHOD].values.tolist()
+    if methods != list(dict.fromkeys(run["method"] for run in results["runs"])):
+        raise DataError(
+            f"Expected the same methods in {RESULTS} and {POSTERIOR}; the latter holds {', '.join(methods)}. Run "
+            "compare again."
+        )
+    draw_all(folder, results, idata)
     return results
 
 
@@ -43,6 +51,11 @@ def read_results(folder: Path) -> dict:
     if lacking := [key for key in KEYS if not isinstance(results, dict) or key not in results]:
         raise DataError(
             f"Expected the results of compare in {str(path)!r}; they lack {', '.join(lacking)}. Run compare again."
+        )
+    fields = set(DEFINITIONS)
+    if lacking := sorted({name for run in results["runs"] for name in fields - set(run)}):
+        raise DataError(
+            f"Expected runs with all their fields in {str(path)!r}; {', '.join(lacking)} is missing. Run compare again."
         )
     if results["recommendation"] is None:
         raise DataError(f"Expected a comparison that was finished; {str(path)!r} is of one cut short. Run it again.")
