@@ -197,6 +197,86 @@ def test_outputs_of_a_number_each():
     assert pe.equivarify(lambda x: x[:, 0, 0, 0], symmetry, "fibre").symmetry.outputs == pe.regular(symmetry.group)
 
 
+@pytest.mark.parametrize("readout", ["fibre", "joint"])
+def test_the_symmetry_follows_the_network(readout):
+    symmetry, _, net, x = made(ACTIONS["C4"])
+    lifted = pe.equivarify(net, symmetry, readout)
+    assert lifted.symmetry.outputs.event_shape.numel() == 12
+    twin = copy.deepcopy(lifted)
+    for one in (lifted, twin):
+        one._net[3] = nn.Linear(7, 5)
+        assert one.symmetry.outputs.event_shape == one(x).shape[1:]
+        assert one.symmetry.check(one) < EXACT
+
+
+def test_invariant_readouts_know_their_symmetry_without_a_run():
+    symmetry, _ = ACTIONS["C4"]()
+
+    def never(x):
+        raise AssertionError("it ran")
+
+    for readout in ("mean", "max"):
+        assert pe.equivarify(never, symmetry, readout).symmetry.outputs is None
+    moved = with_outputs(pe.regular(C4))
+    assert pe.equivarify(never, moved).symmetry.outputs == moved.outputs
+    assert pe.equivarify(never, moved, "projection").outputs == moved.outputs
+    with pytest.raises(AssertionError, match="it ran"):
+        _ = pe.equivarify(never, symmetry, "fibre").outputs
+
+
+class Lookup(nn.Module):
+    """A table of its own, which it asks for integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x):
+        return self.table[x].mean((1, 2, 3))
+
+
+def test_the_symmetry_is_asked_of_inputs_like_the_last():
+    """Integers, which a network that looks them up takes alone."""
+    symmetry, _ = ACTIONS["C4"]()
+    table = torch.randn(4, 3)
+    lifted = pe.equivarify(lambda x: table[x].mean((1, 2, 3)), symmetry, "joint")
+    lifted(torch.randint(4, (5, 2, 6, 6)))
+    assert lifted.symmetry.outputs == copy.deepcopy(lifted).outputs == pe.regular(C4, 3)
+    looked_up = pe.equivarify(Lookup(), symmetry, "joint")
+    looked_up(torch.randint(4, (5, 2, 6, 6)))
+    assert looked_up.symmetry.outputs == pe.regular(C4, 3)
+    single = pe.equivarify(lambda x: x.flatten(1) @ torch.ones(72, 3, dtype=torch.float32), symmetry, "joint")
+    single(torch.zeros(5, 2, 6, 6, dtype=torch.float32))
+    assert single.symmetry.outputs == pe.regular(C4, 3)
+
+
+@pytest.mark.parametrize("out", [(), (3, 2, 2)], ids=str)
+def test_joint_outputs_that_are_no_logits_have_no_symmetry(out):
+    symmetry, _ = ACTIONS["C4"]()
+    lifted = pe.equivarify(lambda x: x.new_zeros(len(x), *out), symmetry, "joint")
+    for wanted in (lambda: lifted.symmetry, lambda: lifted.outputs, lambda: lifted(torch.zeros(1, 2, 6, 6))):
+        with pytest.raises(pe.OptionError, match=r"logits \(N, K\) for readout='joint'; got"):
+            wanted()
+
+
+@each_action
+@pytest.mark.parametrize("layers", ["global", "each", "wide"])
+@pytest.mark.parametrize("readout", ["mean", "max", "fibre", "joint", "projection"])
+def test_an_empty_batch_has_empty_outputs(action, layers, readout):
+    symmetry, _, net, x = made(action)
+    net = with_fibre_inputs(net, symmetry.group) if layers == "wide" else net
+    lifted = pe.equivarify(net, symmetry, readout, "global" if layers == "global" else "each")
+    assert lifted(x[:0]).shape == (0, *lifted(x).shape[1:])
+    with pytest.raises(pe.SymmetryError, match="ends in the shape"):
+        lifted(x[:0, :1])
+
+
+def test_an_empty_batch_of_outputs_that_move():
+    symmetry = with_outputs(pe.regular(C4))
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 4))
+    assert pe.equivarify(net, symmetry)(torch.zeros(0, 2, 6, 6)).shape == (0, 4)
+
+
 # The universal property
 
 
@@ -368,6 +448,84 @@ def test_a_layer_that_stands_twice_runs_twice():
     assert close(pe.equivarify(net, symmetry, layers="each")(x), pe.equivarify(net, symmetry)(x))
 
 
+class Shortcut(nn.Sequential):
+    """A Sequential that does more than run its layers in turn."""
+
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_one_layer():
+    symmetry, _, _, x = made(ACTIONS["C4"])
+    net = nn.Sequential(nn.Flatten(), nn.Linear(72, 5), Shortcut(nn.Linear(5, 5), nn.Tanh()), nn.Linear(5, 3))
+    assert close(pe.equivarify(net, symmetry, layers="each")(x), pe.equivarify(net, symmetry)(x))
+    wide = with_fibre_inputs(net, symmetry.group)
+    assert wide[2][0].in_features == 5 and wide[3].in_features == 20
+    lifted = pe.equivarify(wide, symmetry, "fibre", layers="each")
+    assert all(close(lifted(turned(x, h)), lifted(x).roll(h, 1)) for h in range(4))
+
+
+HOOKS = {
+    "forward_hook": lambda module, args, out: out**2,
+    "forward_pre_hook": lambda module, args: (args[0] ** 2,),
+    "full_backward_hook": lambda module, before, after: (2 * before[0],),
+    "full_backward_pre_hook": lambda module, after: (2 * after[0],),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("place", ["inside", "root"])
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_of_a_sequential_run_or_are_refused(kind, place, when):
+    symmetry, _, _, x = made(ACTIONS["C4"])
+    x.requires_grad_()
+    net = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(72, 5), nn.Tanh()), nn.Linear(5, 3))
+    lifted = pe.equivarify(net, symmetry, layers="each") if when == "after" else None
+    hooked = net if place == "root" else net[1]
+    getattr(hooked, f"register_{kind}")(HOOKS[kind])
+    if place == "root":
+        with pytest.raises(pe.OptionError, match="or hooks of its own.* got Sequential"):
+            (lifted or pe.equivarify(net, symmetry, layers="each"))(x)
+        return
+    lifted = lifted or pe.equivarify(net, symmetry, layers="each")
+    outputs = [lift(x) for lift in (lifted, pe.equivarify(net, symmetry))]
+    assert close(*outputs) and close(*(torch.autograd.grad(out.sum(), x)[0] for out in outputs))
+
+
+def test_a_forward_put_on_a_sequential_is_its_own():
+    symmetry, _, _, x = made(ACTIONS["C4"])
+    net = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(72, 5)))
+    net[1].forward = lambda x: x[:, :3].sin()
+    assert close(pe.equivarify(net, symmetry, layers="each")(x), pe.equivarify(net, symmetry)(x))
+
+
+def test_layers_that_are_replaced_are_aligned_anew():
+    """What was found for the layers of an earlier call is not used for others."""
+    symmetry, _, _, x = made(ACTIONS["C4"])
+    wide = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Conv2d(8, 3, 3))
+    lifted = pe.equivarify(wide, symmetry, "fibre", layers="each")
+    before = lifted(x.relu())
+    wide[0], wide[1] = nn.Flatten(), nn.Unflatten(1, (2, 6, 6))  # the same numbers, at places that are not known
+    afresh = pe.equivarify(wide, symmetry, "fibre", layers="each")(x.relu())
+    assert not close(afresh, before, 1e-3)
+    assert close(lifted(x.relu()), afresh) and close(copy.deepcopy(lifted)(x.relu()), afresh)
+
+
+def test_widened_layers_that_stand_twice_still_do():
+    twice = nn.Linear(5, 5)
+    for net in (
+        nn.Sequential(nn.Linear(72, 5), nn.Tanh(), twice, nn.Tanh(), twice),
+        nn.Sequential(nn.Linear(72, 5), *[nn.Sequential(nn.Tanh(), twice)] * 2),
+    ):
+        wide = with_fibre_inputs(net, pe.CyclicGroup(4))
+        assert [tuple(p.shape) for p in wide.parameters()] == [(5, 72), (5,), (5, 20), (5,)]
+    assert wide[1][1] is wide[2][1]
+    flat = nn.Sequential(nn.Flatten(), *wide)
+    symmetry, _, _, x = made(ACTIONS["C4"])
+    lifted = pe.equivarify(flat, symmetry, layers="each")
+    assert all(close(lifted(turned(x, h)), lifted(x)) for h in range(4))
+
+
 def test_widened_inputs():
     group = pe.DihedralGroup(4)
     plain = nn.Sequential(
@@ -419,6 +577,51 @@ def test_buffers_are_the_network_s_and_asking_for_the_symmetry_leaves_them():
     assert all(torch.equal(value, before[name]) for name, value in net.named_buffers())
     lifted(x)
     assert not torch.equal(net[1].running_mean, before["1.running_mean"])
+
+
+class Frozen(nn.Sequential):
+    """Layers of which the last stays in evaluation mode, and a number in the state dict that is no tensor."""
+
+    steps = 0
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[-1].train(False)
+        return self
+
+    def eval(self):
+        self.asked = True
+        return super().eval()
+
+    def get_extra_state(self):
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state):
+        self.steps = state["steps"]
+
+
+def test_a_train_of_the_network_s_own_is_called():
+    symmetry, _, net, x = made(ACTIONS["C4"], lambda rep: Frozen(nn.Flatten(), nn.Dropout(0.5), nn.BatchNorm1d(72)))
+    lifted = pe.equivarify(net, symmetry)
+    assert lifted.train() is lifted and lifted.training and net[1].training and not net[2].training
+    before = net[2].running_mean.clone()
+    lifted(x)
+    assert torch.equal(net[2].running_mean, before)
+    net.asked = False
+    assert lifted.eval() is lifted and net.asked and not net[1].training
+
+
+def test_extra_state_is_the_network_s():
+    symmetry, _, net, _ = made(ACTIONS["C4"], lambda rep: Frozen(nn.Flatten(), nn.Linear(72, 3)))
+    net.steps = 7
+    lifted = pe.equivarify(net, symmetry)
+    inside = nn.Sequential(lifted)
+    assert lifted.state_dict().keys() == net.state_dict().keys() and lifted.state_dict()["_extra_state"] == {"steps": 7}
+    assert inside.state_dict()["0._extra_state"] == {"steps": 7}
+    net.steps = 0
+    lifted.load_state_dict({**lifted.state_dict(), "_extra_state": {"steps": 9}})
+    assert net.steps == 9
+    assert "_extra_state" not in pe.equivarify(nn.Linear(6, 6), symmetry).state_dict()
 
 
 def test_training_mode_is_the_network_s():
@@ -613,6 +816,16 @@ def test_class_and_pose_of_templates_are_recovered(group):
         assert close(classes[labels == k], classes[k].expand(len(group), -1))
 
 
+def test_labels_of_nothing_and_one_pose_for_all():
+    assert pe.joint_labels(torch.zeros(0).long(), torch.zeros(0).long(), 3).shape == (0,)
+    assert pe.joint_labels(torch.tensor([0, 2]), 2, 3).tolist() == [6, 8]
+    assert pe.joint_labels(torch.tensor([0, 2]), torch.tensor(1), 3).tolist() == [3, 5]
+    classes, poses = pe.class_and_pose(torch.zeros(0, 12), pe.CyclicGroup(4))
+    assert classes.shape == (0, 3) and poses.shape == (0, 4)
+    half = torch.randn(50, 40).half().softmax(-1)
+    assert pe.class_and_pose(half, pe.CyclicGroup(4))[0].shape == (50, 10)
+
+
 def test_joint_data_draws_uniform_poses():
     symmetry, _ = ACTIONS["C4"]()
     x, joint = pe.joint_data(symmetry, torch.randn(4000, 2, 6, 6), torch.zeros(4000).long(), 3)
@@ -689,6 +902,24 @@ def test_eighth_turns_are_approximate_and_quarter_turns_exact():
             wanted()
 
 
+def test_labels_of_an_approximate_lift_move_with_its_outputs():
+    C8, x = pe.CyclicGroup(8), bumps()
+    symmetry = pe.Symmetry(C8, {}, inputs=pe.image(C8, (1, 16, 16), interpolation="bilinear"))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 3))
+    joint = pe.equivarify(net, symmetry, "joint")
+    assert joint.outputs == pe.regular(C8, 3)
+    assert pe.equivarify(net, symmetry, "fibre").outputs == pe.regular(C8) * pe.trivial(C8, 3)
+    assert pe.equivarify(net, symmetry).outputs is None
+    with pytest.raises(pe.SymmetryError, match=r"pe.Symmetry\(Cyc.*, \{\}, inputs=..., outputs=lifted.outputs\)"):
+        _ = joint.symmetry
+    moving = pe.Symmetry(C8, {}, inputs=symmetry.inputs, outputs=joint.outputs)
+    labels, poses = torch.arange(6) % 3, torch.arange(6)
+    before = pe.joint_labels(labels, poses, 3)
+    for h in range(8):
+        assert torch.equal(moving.act_outputs(h, before), pe.joint_labels(labels, (poses + h) % 8, 3))
+    assert close(joint(moving.act_inputs(2, x)), moving.act_outputs(2, joint(x)))
+
+
 def test_layers_of_an_approximate_lift():
     C8, x = pe.CyclicGroup(8), bumps()
     turns = pe.image(C8, (1, 16, 16), interpolation="bilinear")
@@ -725,6 +956,19 @@ def circle():
     return pe.Symmetry(group, {}, inputs=pe.image(group, (2, 6, 6), interpolation="bilinear"))
 
 
+def expanded(net):
+    model = pe.BayesianNetwork(net)
+    guide = pe.AutoMeanFieldNormal(model)
+    guide.initialize(torch.zeros(2, 2, 6, 6), torch.zeros(2).long())
+    return pe.expand(model, guide, net.symmetry)
+
+
+def tied():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    net[2].weight = net[1].weight
+    return net
+
+
 def with_outputs(outputs):
     return pe.Symmetry(pe.CyclicGroup(4), {}, inputs=pe.image(pe.CyclicGroup(4), (2, 6, 6)), outputs=outputs)
 
@@ -737,6 +981,7 @@ ERRORS = {
     "no inputs": (lambda n, s: pe.equivarify(n, pe.Symmetry(C4, {})), pe.SymmetryError, "inputs="),
     "infinite": (lambda n, s: pe.equivarify(n, circle()), pe.SymmetryError, "Expected a finite group"),
     "no function": (lambda n, s: pe.equivarify(3, s), pe.OptionError, "a torch module or a function; got 3"),
+    "a class": (lambda n, s: pe.equivarify(nn.Linear, s), pe.OptionError, "got the class Linear"),
     "a Pyro model": (lambda n, s: pe.equivarify(pe.BayesianNetwork(n), s), pe.OptionError, "goes into"),
     "no Sequential": (lambda n, s: pe.equivarify(Counting(), s, layers="each"), pe.OptionError, "got Counting"),
     "joint, outputs move": (
@@ -756,6 +1001,23 @@ ERRORS = {
         lambda n, s: pe.equivarify(lambda x: (x, x), s)(torch.zeros(1, 2, 6, 6)), pe.DataError, "got a tuple"),
     "fewer rows": (
         lambda n, s: pe.equivarify(lambda x: x.mean(0), s)(torch.zeros(1, 2, 6, 6)), pe.DataError, "each of its 4"),
+    "a function's name": (
+        lambda n, s: pe.equivarify(torch.mean, s)(torch.zeros(1, 2, 6, 6)), pe.DataError, "^Expected mean to return"),
+    "two inputs": (
+        lambda n, s: pe.equivarify(n, s)(torch.zeros(1, 2, 6, 6), torch.zeros(1)), pe.DataError, "Expected one tensor"),
+    "another input by name": (
+        lambda n, s: pe.equivarify(n, s)(torch.zeros(1, 2, 6, 6), mask=None), pe.DataError, "Expected one tensor"),
+    "a list": (lambda n, s: pe.equivarify(n, s)([1.0]), pe.DataError, "Expected one tensor"),
+    "read": (
+        lambda n, s: pe.network_symmetry(pe.equivarify(n, s), C4, (2, 6, 6)), pe.LayerError, "is lifted.symmetry"),
+    "read, inside": (
+        lambda n, s: pe.network_symmetry(nn.Sequential(pe.equivarify(n, s), nn.Tanh()), C4, (2, 6, 6)),
+        pe.LayerError, "is lifted.symmetry"),
+    "expanded": (lambda n, s: expanded(pe.equivarify(n, s)), pe.LayerError, "is lifted.symmetry"),
+    "a forward of its own": (
+        lambda n, s: pe.equivarify(Shortcut(nn.Linear(6, 6)), s, layers="each"), pe.OptionError, "got Shortcut"),
+    "widened, a forward of its own": (
+        lambda n, s: with_fibre_inputs(Shortcut(nn.Linear(6, 6)), C4), pe.OptionError, "got Shortcut"),
     "a name that is taken": (lambda n, s: pe.equivarify(Named(), s), pe.OptionError, "torch.nn.Sequential"),
     "channels": (
         lambda n, s: pe.equivarify(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(5, 3, 3)), s, layers="each")(
@@ -766,11 +1028,36 @@ ERRORS = {
     "widened, unknown": (
         lambda n, s: with_fibre_inputs(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ConvTranspose2d(3, 3, 3)), C4),
         pe.LayerError, "got ConvTranspose2d"),
+    "widened, in groups": (
+        lambda n, s: with_fibre_inputs(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), C4),
+        pe.LayerError, "groups 1 .* groups=2"),
+    "widened, the first again": (
+        lambda n, s: with_fibre_inputs(nn.Sequential(*[nn.Linear(3, 3)] * 2), C4), pe.LayerError, "Untie them"),
+    "widened, the first again inside": (
+        lambda n, s: with_fibre_inputs(nn.Sequential(*[nn.Sequential(nn.Linear(3, 3))] * 2), C4),
+        pe.LayerError, "Untie them"),
+    "widened, tied": (lambda n, s: with_fibre_inputs(tied(), C4), pe.LayerError, "Untie them"),
     "labels": (lambda n, s: pe.joint_labels(torch.tensor([3]), 0, 3), pe.DataError, "between 0 and 2"),
+    "labels below": (lambda n, s: pe.joint_labels(torch.tensor([-1]), 0, 3), pe.DataError, "between 0 and 2"),
+    "labels, no integers": (lambda n, s: pe.joint_labels(torch.tensor([True]), 0, 3), pe.DataError, "torch.bool"),
+    "poses below": (
+        lambda n, s: pe.joint_labels(torch.tensor([1]), torch.tensor([-1]), 3), pe.DataError, "integers from 0 on"),
+    "poses, no integers": (
+        lambda n, s: pe.joint_labels(torch.tensor([1]), torch.tensor([0.5]), 3), pe.DataError, "got torch.float"),
+    "poses, another shape": (
+        lambda n, s: pe.joint_labels(torch.tensor([1, 2]), torch.tensor([[0], [1]]), 3), pe.DataError,
+        r"labels \(2,\), or one for all; got \(2, 1\)"),
     "poses": (
         lambda n, s: pe.joint_data(s, torch.zeros(1, 2, 6, 6), torch.tensor([0]), 3, torch.tensor([4])),
         pe.SymmetryError, "between 0 and 3"),
     "probabilities": (lambda n, s: pe.class_and_pose(torch.zeros(2, 10), C4), pe.DataError, "4·K"),
+    "logits": (lambda n, s: pe.class_and_pose(torch.randn(2, 12), C4), pe.DataError, "softmax of the logits"),
+    "log-probabilities": (
+        lambda n, s: pe.class_and_pose(torch.randn(2, 12).log_softmax(-1), C4), pe.DataError, "softmax of the logits"),
+    "signed rows of sum one": (
+        lambda n, s: pe.class_and_pose(torch.tensor([2.0, -1.0, 0.0, 0.0]), C4), pe.DataError, "softmax of the logits"),
+    "no numbers": (
+        lambda n, s: pe.class_and_pose(torch.full((2, 4), torch.nan), C4), pe.DataError, "softmax of the logits"),
 }  # fmt: skip
 
 

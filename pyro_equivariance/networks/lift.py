@@ -3,11 +3,11 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from operator import mul
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import DataError, LayerError, OptionError, SymmetryError, check_option
 from ..groups import Group
@@ -50,13 +50,14 @@ def equivarify(
     ``F`` is not looked into: strides, odd sizes, paddings, attention and layers that no symmetry can be read from
     (:func:`network_symmetry`) all do. Its parameters do not move: :attr:`Lift.symmetry` is the lift's own symmetry.
 
-    **Layer by layer.** With ``layers="each"`` every layer of an ``nn.Sequential`` is lifted in turn. The first one is
-    lifted as above. One that takes ``|G|`` times the channels is a map ``L`` of the whole fibre, and becomes
-    ``g ↦ L(g⁻¹ · s)``, the fibre laid out in blocks, channel ``k · C + c``; all others act at each element alike. With
-    ``align`` every feature map is turned back before ``L`` combines them, ``s(k) ↦ ρ(k) s(k)``, and then a convolution
-    with kernels ``V_k`` becomes the group convolution ``t'(g) = Σ_h (ρ(g) V_{g⁻¹h}) * t(h)`` of the turned-back
-    ``t(g) = ρ(g) s(g)``. It is equivariant with or without. :func:`with_fibre_inputs` makes such a network of a plain
-    one; on a plain one itself both kinds of lift are the same.
+    **Layer by layer.** With ``layers="each"`` every layer of an ``nn.Sequential``, and of those inside it, is lifted in
+    turn; one inside with a forward or hooks of its own counts as a single layer. The first layer is lifted as above.
+    One that takes ``|G|`` times the channels is a map ``L`` of the whole fibre, and becomes ``g ↦ L(g⁻¹ · s)``, the
+    fibre laid out in blocks, channel ``k · C + c``; all others act at each element alike. With ``align`` every feature
+    map is turned back before ``L`` combines them, ``s(k) ↦ ρ(k) s(k)``, and then a convolution with kernels ``V_k``
+    becomes the group convolution ``t'(g) = Σ_h (ρ(g) V_{g⁻¹h}) * t(h)`` of the turned-back ``t(g) = ρ(g) s(g)``. It is
+    equivariant with or without. :func:`with_fibre_inputs` makes such a network of a plain one; on a plain one itself
+    both kinds of lift are the same.
 
     **Noise and batches.** Each copy has a Dropout mask of its own, so in training mode a lift with Dropout is
     equivariant in law only; in evaluation mode it is so exactly. A BatchNorm in training mode sees the moved copies of
@@ -71,10 +72,11 @@ def equivarify(
     :param bool align: with ``"each"``, whether feature maps are turned back before they are combined.
     :returns: a module with the network's parameters, buffers and modules under the network's own names: they share
         values and state dicts.
-    :raises OptionError: for another option, a network that is no ``nn.Sequential`` for ``"each"``, or outputs that the
-        read-out cannot move.
+    :raises OptionError: for another option, a class instead of a module, a network that is no ``nn.Sequential`` or has
+        a forward or hooks of its own for ``"each"``, or outputs that the read-out cannot move.
     :raises SymmetryError: without ``inputs``, or for a group that has no list of elements; when called, for inputs of
         another shape.
+    :raises DataError: when called, for anything but one tensor.
 
     Source: Bao, Lu, Song, Hart-Hodgson, Parson, Zhou (2019) "Equivariant neural networks and equivarification",
     arXiv:1906.07172.
@@ -98,17 +100,20 @@ def equivarify(
         raise SymmetryError(f"Expected inputs= in {symmetry}: how the group moves one input.")
     _ = symmetry.group.elements  # raises for a group that lists none, with the way out
     READOUTS[readout].check(symmetry)
+    if isinstance(net, type):
+        raise OptionError(f"Expected a torch module or a function; got the class {net.__name__}. Make one of it.")
     if not callable(net) or isinstance(net, NetworkModel):
         raise OptionError(f"Expected a torch module or a function; got {net!r}. A lift goes into pe.BayesianNetwork.")
-    if layers == "each" and not isinstance(net, nn.Sequential):
-        raise OptionError(f"Expected an nn.Sequential for layers='each'; got {type(net).__name__}. Use 'global'.")
+    if layers == "each":
+        _need_layers_in_turn(net)
     return Lift(net if isinstance(net, nn.Module) else _Function(net), symmetry, readout, layers, align)
 
 
 class Lift(nn.Module):
     """What :func:`equivarify` returns.
 
-    It is another view of the network: parameters, buffers and modules are the network's own, under the same names.
+    It is another view of the network: parameters, buffers and modules are the network's own, under the same names, and
+    so are its modes and what its state dict holds.
     """
 
     def __init__(self, net: nn.Module, symmetry: Symmetry, readout: str, layers: str, align: bool):
@@ -120,6 +125,7 @@ class Lift(nn.Module):
         self._non_persistent_buffers_set = net._non_persistent_buffers_set
         self._symmetry, self._readout, self._layers, self._align = symmetry, readout, layers, align
         self._actions: dict[tuple, Representation] = {}
+        self._kind: dict[str, torch.dtype | torch.device] = {}  # of the inputs of the last call
         if taken := [
             n for n in (*net._parameters, *net._buffers, *net._modules) if n in vars(self) or hasattr(Lift, n)
         ]:
@@ -137,6 +143,22 @@ class Lift(nn.Module):
     def training(self, mode: bool) -> None:
         self._net.training = mode
 
+    def train(self, mode: bool = True) -> "Lift":
+        """Put the network in training mode, as it does so itself."""
+        self._net.train(mode)
+        return self
+
+    def eval(self) -> "Lift":
+        """Put the network in evaluation mode, as it does so itself."""
+        self._net.eval()
+        return self
+
+    def _save_to_state_dict(self, *args) -> None:
+        self._net._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args) -> None:
+        self._net._load_from_state_dict(*args)
+
     @property
     def group(self) -> Group:
         """The group ``G``."""
@@ -150,8 +172,18 @@ class Lift(nn.Module):
         )
 
     @property
+    def outputs(self) -> Representation | None:
+        """How the read-out and its labels move, exactly or (see :attr:`is_exact`) nearly; ``None`` where they stay.
+
+        For the projection, which does not move so, it is the ``outputs`` that the lift was made with.
+
+        :raises OptionError: for ``"joint"`` where the output is not logits ``(N, K)``.
+        """
+        return READOUTS[self._readout].moves(self._symmetry, self._output_shape)
+
+    @property
     def symmetry(self) -> Symmetry:
-        """The symmetry of the lift: its parameters stay, and ``outputs`` is how its read-out moves.
+        """The symmetry of the lift: its parameters stay, and :attr:`outputs` is how its read-out moves.
 
         A posterior of any kind is invariant under it, and so the predictive is equivariant: for guides, metrics,
         augmentation and :func:`~pyro_equivariance.to_arviz`.
@@ -161,50 +193,57 @@ class Lift(nn.Module):
         if not self.is_exact or self._readout == "projection":
             why = "reads out the projection" if self.is_exact else "interpolates"
             raise SymmetryError(
-                f"Expected a lift that is equivariant; this one {why}. For metrics and augmentation use the symmetry "
-                f"that it was made with."
+                f"Expected a lift that is equivariant; this one {why}. For metrics and augmentation use "
+                f"pe.Symmetry({self.group}, {{}}, inputs=..., outputs=lifted.outputs)."
             )
         sites = {name: trivial(self.group, parameter.shape) for name, parameter in self.named_parameters()}
-        return Symmetry(
-            self.group, sites, self._symmetry.inputs, READOUTS[self._readout].moves(self._symmetry, self._out)
-        )
+        return Symmetry(self.group, sites, self._symmetry.inputs, self.outputs)
 
-    @cached_property
-    def _out(self) -> torch.Size:
-        """The shape of one output at one element, by running the network on two random inputs."""
+    @torch.no_grad()
+    def _output_shape(self) -> torch.Size:
+        """The shape of one output at one element, by running a copy of the network on two inputs."""
         net = copy.deepcopy(self).eval()
-        x = random_inputs(net, self._symmetry.inputs.event_shape, torch.Generator().manual_seed(0))
-        like = next(self.parameters(), torch.zeros(()))
-        with torch.no_grad():
-            return net.fibre(x.to(like) if x.is_floating_point() else x.to(like.device)).shape[2:]
+        return net.fibre(net._two_inputs()).shape[2:]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _two_inputs(self) -> Tensor:
+        """Random numbers; where the last inputs were integers zeros, which every range of tokens or pixels has."""
+        like, shape = next(self.parameters(), torch.zeros((), **self._kind)), self._symmetry.inputs.event_shape
+        dtype = self._kind.get("dtype", like.dtype)
+        if not dtype.is_floating_point:
+            return torch.zeros(2, *shape, dtype=dtype, device=like.device)
+        x = random_inputs(self, shape, torch.Generator().manual_seed(0))
+        return x.to(like) if x.is_floating_point() else x.to(like.device)
+
+    def forward(self, x: Tensor, *others, **named) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            raise LayerError(
+                "Expected a network whose layers can be read; got a lift, whose symmetry is lifted.symmetry. Read or "
+                "expand the network that was lifted."
+            )
+        if others or named or not isinstance(x, Tensor):
+            raise DataError("Expected one tensor as the input of a lift. Lift a function of it that holds all else.")
         return READOUTS[self._readout].read(self.fibre(x), self._symmetry)
 
     def fibre(self, x: Tensor) -> Tensor:
         """``F̂(x)``, whatever the read-out: ``(N, |G|, *out)``, the identity first."""
+        self._kind = {"dtype": x.dtype, "device": x.device}
         copies, order = _moved_back(self._symmetry.inputs, x), len(self.group)
-        if self._layers == "global":
-            copies = _run(self._net, copies)
-        else:
-            copies = self._through_layers(copies)
+        copies = _run(self._net, copies) if self._layers == "global" else self._through_layers(copies)
         return copies.unflatten(0, (order, len(x))).transpose(0, 1)
 
     def _through_layers(self, copies: Tensor) -> Tensor:
         """Each layer lifted in turn."""
-        action = self._symmetry.inputs
+        _need_layers_in_turn(self._net)
+        action, passed = self._symmetry.inputs, ()
         for i, (_, _, layer) in enumerate(_places(self._net)):
             if i > 0 and _takes_fibre(i, layer, copies.shape[1:], len(self.group)):
                 copies = _combined(copies, action if self._align else None, self.group, _channel_axis(layer))
             copies = _run(layer, copies)
-            action = self._action(i, action, layer, copies.shape[1:])
+            passed += ((type(layer), _is_bare(layer), copies.shape[1:]),)
+            if passed not in self._actions:  # kept from the first call on
+                self._actions[passed] = _action_after(action, layer, copies.shape[1:])
+            action = self._actions[passed]
         return copies
-
-    def _action(self, i: int, before: Representation, layer: nn.Module, shape: torch.Size) -> Representation:
-        """How the features after the ``i``-th layer are turned back, kept from the first call on."""
-        if (i, shape) not in self._actions:
-            self._actions[i, shape] = _action_after(before, layer, shape)
-        return self._actions[i, shape]
 
     def extra_repr(self) -> str:
         layers = [] if self._layers == "global" else [f"layers={self._layers!r}", f"align={self._align}"]
@@ -220,6 +259,9 @@ class _Function(nn.Module):
         super().__init__()
         self._function = function
 
+    def _get_name(self) -> str:
+        return getattr(self._function, "__name__", type(self._function).__name__)
+
     def forward(self, x: Tensor) -> Tensor:
         return self._function(x)
 
@@ -232,17 +274,31 @@ def _turned(fibre: Tensor, symmetry: Symmetry) -> Tensor:
     return fibre if symmetry.outputs is None else symmetry.outputs.act(symmetry.group.elements, fibre)
 
 
-def _joint(fibre: Tensor, symmetry: Symmetry) -> Tensor:
-    if fibre.ndim != 3:
+def _check_logits(out: torch.Size) -> None:
+    if len(out) != 1:
         raise OptionError(
-            f"Expected a network whose output is logits (N, K) for readout='joint'; got (N, *{tuple(fibre.shape[2:])})."
+            f"Expected a network whose output is logits (N, K) for readout='joint'; got (N, *{tuple(out)})."
         )
+
+
+def _joint(fibre: Tensor, symmetry: Symmetry) -> Tensor:
+    _check_logits(fibre.shape[2:])
     return fibre.flatten(1)
 
 
-def _fibre_action(symmetry: Symmetry, out: torch.Size) -> Representation:
-    permuted = regular(symmetry.group)
+def _joint_action(symmetry: Symmetry, shape: Callable[[], torch.Size]) -> Representation:
+    out = shape()
+    _check_logits(out)
+    return regular(symmetry.group, out[0])
+
+
+def _fibre_action(symmetry: Symmetry, shape: Callable[[], torch.Size]) -> Representation:
+    out, permuted = shape(), regular(symmetry.group)
     return permuted * trivial(symmetry.group, out) if out else permuted
+
+
+def _given_action(symmetry: Symmetry, shape: Callable[[], torch.Size]) -> Representation | None:
+    return symmetry.outputs
 
 
 def _any_outputs(symmetry: Symmetry) -> None:
@@ -261,23 +317,19 @@ def _invariant_outputs(symmetry: Symmetry) -> None:
 
 @dataclass(frozen=True)
 class Readout:
-    """What becomes of the fibre ``(N, |G|, *out)``, how that moves, and which outputs it is for."""
+    """What becomes of the fibre ``(N, |G|, *out)``, how that moves (finding ``out`` if need be), and what it takes."""
 
     read: Callable[[Tensor, Symmetry], Tensor]
-    moves: Callable[[Symmetry, torch.Size], Representation | None]
+    moves: Callable[[Symmetry, Callable[[], torch.Size]], Representation | None]
     check: Callable[[Symmetry], None] = _any_outputs
 
 
 READOUTS = {
-    "mean": Readout(lambda fibre, symmetry: _turned(fibre, symmetry).mean(1), lambda symmetry, out: symmetry.outputs),
-    "max": Readout(
-        lambda fibre, symmetry: _turned(fibre, symmetry).amax(1),
-        lambda symmetry, out: symmetry.outputs,
-        _permuted_outputs,
-    ),
+    "mean": Readout(lambda fibre, symmetry: _turned(fibre, symmetry).mean(1), _given_action),
+    "max": Readout(lambda fibre, symmetry: _turned(fibre, symmetry).amax(1), _given_action, _permuted_outputs),
     "fibre": Readout(lambda fibre, symmetry: fibre, _fibre_action),
-    "joint": Readout(_joint, lambda symmetry, out: regular(symmetry.group, out[0]), _invariant_outputs),
-    "projection": Readout(lambda fibre, symmetry: fibre[:, 0], lambda symmetry, out: None),
+    "joint": Readout(_joint, _joint_action, _invariant_outputs),
+    "projection": Readout(lambda fibre, symmetry: fibre[:, 0], _given_action),
 }
 
 
@@ -288,8 +340,9 @@ def _moved_back(inputs: Representation, x: Tensor) -> Tensor:
     """``ρ_X(g)⁻¹ x`` for every ``g``, laid out in memory as ``x`` is: ``(|G|·N, *event)``."""
     if x.ndim != 1 + len(inputs.event_shape):
         raise SymmetryError(f"Expected inputs (N, *{tuple(inputs.event_shape)}) for a lift; got {tuple(x.shape)}.")
-    group = inputs.group
-    copies = inputs.orbit(x).index_select(0, group.inverse(group.elements).to(x.device)).flatten(0, 1)
+    back = inputs.group.inverse(inputs.group.elements)
+    moved = inputs.orbit(x).index_select(0, back.to(x.device)) if len(x) else inputs.act(back[:, None], x)
+    copies = moved.flatten(0, 1)
     return _channels_last(copies) if x.ndim == 4 and x.stride(1) == 1 else copies
 
 
@@ -299,16 +352,30 @@ def _run(layer: nn.Module, copies: Tensor) -> Tensor:
     if not isinstance(out, Tensor) or out.shape[:1] != copies.shape[:1]:
         found = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
         raise DataError(
-            f"Expected {type(layer).__name__} to return one tensor with a row for each of its {len(copies)} inputs; "
+            f"Expected {layer._get_name()} to return one tensor with a row for each of its {len(copies)} inputs; "
             f"got {found}. Wrap it in a function that does."
         )
     return out
 
 
+def _runs_in_turn(net: nn.Module) -> bool:
+    """Whether a module is a Sequential that does no more than run its layers in turn."""
+    hooks = net._forward_pre_hooks, net._forward_hooks, net._backward_pre_hooks, net._backward_hooks
+    return type(net).forward is nn.Sequential.forward and "forward" not in vars(net) and not any(hooks)
+
+
+def _need_layers_in_turn(net: nn.Module | Callable) -> None:
+    if not isinstance(net, nn.Module) or not _runs_in_turn(net):
+        raise OptionError(
+            f"Expected an nn.Sequential without a forward or hooks of its own, whose layers are lifted one by one; got "
+            f"{type(net).__name__}. Use layers='global'."
+        )
+
+
 def _places(net: nn.Sequential) -> Iterator[tuple[nn.Sequential, str, nn.Module]]:
     """The layers of a Sequential and of those inside it, in order, each with the one that holds it and its name."""
     for name, layer in net._modules.items():  # one that stands twice runs twice
-        yield from _places(layer) if isinstance(layer, nn.Sequential) else [(net, name, layer)]
+        yield from _places(layer) if _runs_in_turn(layer) else [(net, name, layer)]
 
 
 def _channels_taken(layer: nn.Module) -> int | None:
@@ -344,12 +411,17 @@ def _combined(copies: Tensor, action: Representation | None, group: Group, axis:
     return fibres.movedim(1, place).flatten(place, place + 1).flatten(0, 1)
 
 
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether a layer has no parameters."""
+    return next(layer.parameters(), None) is None
+
+
 def _action_after(before: Representation, layer: nn.Module, shape: torch.Size) -> Representation:
     """How the group moves the places of a layer's output; its channels stay. ``before`` is that of its input."""
     group = before.group
     if isinstance(layer, nn.Flatten):
         return before.reshape(shape)
-    if shape == before.event_shape and next(layer.parameters(), None) is None:
+    if shape == before.event_shape and _is_bare(layer):
         return before
     if isinstance(before, InterpolatedImage):
         return image(group, shape, before.mode) if len(shape) == len(before.event_shape) else trivial(group, shape)
@@ -365,9 +437,11 @@ def with_fibre_inputs(net: nn.Sequential, group: Group) -> nn.Sequential:
     """A Sequential whose convolutions and linear layers after the first take a whole fibre: ``|G|`` times the channels.
 
     Their weights are drawn from the entries of the given ones, at the scale of the larger fan-in; all else is a copy.
+    A layer that stands twice still does.
 
-    :raises OptionError: for another module.
-    :raises LayerError: for a layer that has channels but cannot be widened.
+    :raises OptionError: for another module, or a Sequential with a forward or hooks of its own.
+    :raises LayerError: for a layer that has channels but cannot be widened, such as a convolution in groups; where
+        parameters of the layers are tied, or the first layer stands again later.
 
     >>> import torch, pyro_equivariance as pe
     >>> from pyro_equivariance.networks import with_fibre_inputs
@@ -380,13 +454,21 @@ def with_fibre_inputs(net: nn.Sequential, group: Group) -> nn.Sequential:
     >>> pe.equivarify(wide, turning, readout="fibre", layers="each")(torch.zeros(5, 1, 6, 6)).shape
     torch.Size([5, 4, 2, 4, 4])
     """
-    if not isinstance(net, nn.Sequential):
-        raise OptionError(f"Expected an nn.Sequential, whose layers are lifted one by one; got {type(net).__name__}.")
-    wide = copy.deepcopy(net)
-    mixing = [(parent, name) for parent, name, layer in _places(wide) if _channels_taken(layer) is not None]
-    for parent, name in mixing[1:]:
-        layer = getattr(parent, name)
-        if type(layer) not in RULES:
-            raise LayerError(f"Expected convolutions and linear layers, to take a whole fibre; got {layer}.")
-        setattr(parent, name, widened(layer, len(group), 1))
-    return wide
+    _need_layers_in_turn(net)
+    big = copy.deepcopy(net)
+    first, *later = [place for place in _places(big) if _channels_taken(place[2]) is not None] or [(None, "", None)]
+    wide = {layer: _with_fibre_input(layer, group) for layer in dict.fromkeys(layer for _, _, layer in later)}
+    for parent, name, layer in later:
+        setattr(parent, name, wide[layer])
+    if first[2] in wide or {n for n, _ in big.named_parameters()} != {n for n, _ in net.named_parameters()}:
+        raise LayerError(
+            "Expected layers with parameters of their own, to take a whole fibre; some are tied. Untie them."
+        )
+    return big
+
+
+def _with_fibre_input(layer: nn.Module, group: Group) -> nn.Module:
+    """The same layer with ``|G|`` times the input channels."""
+    if type(layer) not in RULES or getattr(layer, "groups", 1) != 1:
+        raise LayerError(f"Expected convolutions with groups 1 and linear layers, to take a whole fibre; got {layer}.")
+    return widened(layer, len(group), 1)

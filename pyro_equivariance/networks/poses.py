@@ -7,21 +7,35 @@ from ..errors import DataError
 from ..groups import Group
 from ..symmetry import Symmetry
 
+SUM_TOLERANCE = 1e-3  # catches logits and log-probabilities, lets half precision pass
+
 
 def joint_labels(labels: Tensor, poses: Tensor | int, classes: int) -> Tensor:
     """The labels of ``readout="joint"``: ``pose · K + class``. Upright data have pose 0, the identity.
 
     :param Tensor labels: classes, integers from 0 to ``classes - 1``.
-    :param Tensor poses: elements of the group, that broadcast against ``labels``.
+    :param poses: elements of the group, integers of the shape of ``labels``, or one for all. That they are less than
+        ``|G|``, which is not known here, :func:`joint_data` and a categorical likelihood check.
     :param int classes: K.
-    :raises DataError: for labels that are no classes.
+    :raises DataError: for labels that are no classes, or poses that are negative, no integers or of another shape.
 
     >>> joint_labels(torch.tensor([0, 2, 1]), torch.tensor([0, 0, 3]), classes=10)
     tensor([ 0,  2, 31])
     """
-    if labels.is_floating_point() or (labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
+    poses = torch.as_tensor(poses, device=labels.device)
+    if not _are_integers(labels) or bool((labels < 0).any() | (labels >= classes).any()):
         raise DataError(f"Expected integer labels between 0 and {classes - 1}; got {labels.dtype}, or others.")
-    return torch.as_tensor(poses, device=labels.device) * classes + labels
+    if not _are_integers(poses) or bool((poses < 0).any()):
+        raise DataError(f"Expected poses as integers from 0 on, elements of the group; got {poses.dtype}, or others.")
+    if poses.ndim and poses.shape != labels.shape:
+        raise DataError(
+            f"Expected a pose for each of the labels {tuple(labels.shape)}, or one for all; got {tuple(poses.shape)}."
+        )
+    return poses * classes + labels
+
+
+def _are_integers(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def joint_data(
@@ -53,13 +67,17 @@ def class_and_pose(probs: Tensor, group: Group) -> tuple[Tensor, Tensor]:
 
     :param Tensor probs: ``(..., |G|·K)``, as ``readout="joint"`` lays them out, after a softmax.
     :returns: ``(..., K)`` and ``(..., |G|)``.
-    :raises DataError: for a last axis that ``|G|`` does not divide.
+    :raises DataError: for a last axis that ``|G|`` does not divide, or rows that are no probabilities, such as logits.
 
     >>> import pyro_equivariance as pe
     >>> class_and_pose(torch.tensor([0.0, 0.75, 0.0, 0.25]), pe.CyclicGroup(2))
     (tensor([0., 1.]), tensor([0.7500, 0.2500]))
     """
-    if probs.shape[-1] % len(group):
+    if not probs.ndim or probs.shape[-1] % len(group):
         raise DataError(f"Expected (class, pose) probabilities (..., {len(group)}·K); got {tuple(probs.shape)}.")
+    if not bool(((probs.double().sum(-1) - 1).abs() <= SUM_TOLERANCE).all() & (probs >= 0).all()):
+        raise DataError(
+            "Expected probabilities that sum to one over the last axis. Take a softmax of the logits first."
+        )
     blocks = probs.unflatten(-1, (len(group), -1))
     return blocks.sum(-2), blocks.sum(-1)
