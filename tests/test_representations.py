@@ -603,3 +603,11 @@ def test_scaled_swap_is_monomial_but_not_orthogonal():
     rep = scaled_swap()
     assert rep.is_monomial and not rep.is_orthogonal and rep.dual != rep
     assert rep.act(1, torch.tensor([3.0, 5.0])).tolist() == [10.0, 1.5]
+
+
+@pytest.mark.parametrize("rep", [pe.image(pe.CyclicGroup(4), (2, 3, 3)), pe.regular(pe.DihedralGroup(4)),
+                                 pe.vector(pe.SignGroup())])  # fmt: skip
+def test_an_empty_batch_has_an_orbit_and_a_mean(rep):
+    nothing = torch.zeros(0, *rep.event_shape)
+    assert rep.orbit(nothing).shape == (len(rep.group), 0, *rep.event_shape)
+    assert rep.mean(nothing).shape == nothing.shape

@@ -1,8 +1,9 @@
 """Torch networks: their symmetry, their expanded copies, and the Pyro model that samples their weights."""
 
 from .bayesian import BayesianNetwork, NetworkModel
+from .fibres import with_fibre_inputs
 from .layers import Residual
-from .lift import Lift, equivarify, with_fibre_inputs
+from .lift import Lift, equivarify
 from .likelihoods import NormalLikelihood
 from .permutations import hidden_permutations
 from .poses import class_and_pose, joint_data, joint_labels

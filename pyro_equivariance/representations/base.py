@@ -108,7 +108,7 @@ class Representation(ABC):
         """All moved copies of ``x`` along a new first axis: shape ``(len(group), ..., *event_shape)``."""
         self.check_shape(x)
         if self._copies is not None and not _is_transformed():
-            flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1)
+            flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], self.event_shape.numel())
             copies = OrbitCopies.apply(flat, *(t.to(x.device) for t in self._copies))
             return copies.movedim(-2, 0).reshape(len(self.group), *x.shape)
         return torch.stack([self._act(g, x) for g in self.group.elements.tolist()])
@@ -126,7 +126,7 @@ class Representation(ABC):
         if self._orbits is not None and not _is_transformed():
             if len(self._orbits[0]) == 1:
                 return x
-            flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1)
+            flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], self.event_shape.numel())
             return OrbitMean.apply(flat, *(t.to(x.device) for t in self._orbits)).reshape(x.shape)
         if self.is_permutation and self.group.is_finite and not self.group.is_indexed:
             return self._mean_over_connected(x)
@@ -140,7 +140,7 @@ class Representation(ABC):
     def _mean_over_connected(self, x: Tensor) -> Tensor:
         """Each entry replaced by the mean over its orbit, which no list of the group is needed for."""
         orbit_of = self._connected.to(x.device)
-        flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], -1)
+        flat = x.reshape(*x.shape[: x.ndim - len(self.event_shape)], self.event_shape.numel())
         sums = flat.new_zeros(*flat.shape[:-1], int(orbit_of.max()) + 1).index_add(-1, orbit_of, flat)
         return (sums / orbit_of.bincount()).index_select(-1, orbit_of).reshape(x.shape)
 
