@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import itertools
 import pickle
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -197,6 +199,109 @@ def test_a_continuous_group_at_random():
     points = torch.randn(6, 2), torch.randint(3, (6,))
     runs = [fit_ensemble(nn.Linear(2, 3), points, stacked=s, **options) for s in (True, False)]
     assert same(*runs)
+    started = []
+    watched = {"optimizer": lambda parameters: started.append(1) or torch.optim.SGD(parameters, lr=0.1)}
+    with pytest.raises(pe.OptionError, match=r"no validation= with .* Leave it out, or augment by a finite subgroup"):
+        fit_ensemble(nn.Linear(2, 3), points, validation=points, **watched, **options)
+    with pytest.raises(pe.OptionError, match=r"orbit='random' with .*; got 'full'"):
+        fit_ensemble(nn.Linear(2, 3), points, **watched, **options | {"orbit": "full"})
+    assert not started
+
+
+class Branching(nn.Module):
+    """Its branch depends on values, which ``vmap`` cannot follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        out = self.layer(x.flatten(1)[:, :4])
+        return out if out.sum() > 0 else 2 * out
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.recurrent, self.last = nn.GRU(SIDE, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.recurrent(x[:, 0])[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [Branching, Recurrent])
+def test_what_cannot_be_trained_together_is_trained_one_by_one(kind):
+    net = kind()
+    options = {"members": 3, "orbit": "random", "validation": data(4, 1), "snapshots": (0,)}
+    chosen, single = fitted(net, **options), fitted(net, stacked=False, **options)
+    assert same(chosen, single, 0.0) and not same(chosen, chosen.snapshots[0], 1e-3)
+    for stacked in (True, 2):
+        words = rf"vmap can run for stacked={stacked}; .* Use stacked=False"
+        with pytest.raises(pe.OptionError, match=words) as caught:
+            fitted(net, stacked=stacked, **options)
+        assert "\n" not in str(caught.value)
+    assert len(fitted(net, members=1, stacked=True)) == 1
+
+
+def test_one_order_for_all_lets_more_be_trained_together():
+    """A branch on the data alone stops ``vmap`` only where members have their own minibatches."""
+
+    class OnData(Branching):
+        def forward(self, x):
+            return self.layer(x.flatten(1)[:, :4]) * (2 if x.sum() > 0 else 1)
+
+    assert same(fitted(OnData(), stacked=True, batch_size=None), fitted(OnData(), stacked=False, batch_size=None))
+    with pytest.raises(pe.OptionError, match="stacked=False"):
+        fitted(OnData(), stacked=True)
+
+
+@pytest.mark.parametrize("is_validated", [False, True])
+def test_networks_are_trained_in_training_mode_and_keep_their_own(is_validated):
+    torch.manual_seed(0)
+    validation = data(4, 1) if is_validated else None
+    net = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    options = {"stacked": True, "validation": validation, "members": 3}
+    awake, asleep = fitted(copy.deepcopy(net).train(), **options), fitted(copy.deepcopy(net).eval(), **options)
+    assert same(awake, asleep, 0.0)
+    net[2].eval()
+    mixed = fitted(net, **options).model.net
+    assert awake.model.net.training and not asleep.model.net.training
+    assert not asleep.model.net[2].training and mixed[1].training and not mixed[2].training
+    net[2].p = 0.0
+    assert not same(awake, fitted(net, **options), 1e-3)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(x.flatten(1)[:, :4]).tanh())
+
+
+def test_tied_weights_are_one():
+    found = fitted(Tied(), members=3)
+    assert set(found.members) == {"a.weight", "a.bias", "b.bias"} and len(found) == 3
+    assert same(found, fitted(Tied(), members=3, stacked=False))
+    x = data(4, 2)[0]
+    for i, probs in enumerate(found.predict(x)):
+        weight, first, second = (found.members[name][i] for name in ("a.weight", "a.bias", "b.bias"))
+        hidden = (x.flatten(1)[:, :4] @ weight.T + first).tanh()
+        torch.testing.assert_close(probs, (hidden @ weight.T + second).softmax(-1), rtol=0, atol=1e-12)
+    assert found.stack.b.weight is found.stack.a.weight
+    blank = Ensemble(found.model, {n: torch.zeros_like(w) for n, w in found.members.items()})
+    blank.load_state_dict(found.state_dict())
+    assert same(found, blank, 0.0) and same(found, copy.deepcopy(found).subset(range(3)), 0.0)
+
+
+def test_numpys_numbers():
+    two = np.int64(2)
+    found = fitted(members=two, epochs=two, batch_size=two + two, seed=two + 1, stacked=two, snapshots=(two // two,))
+    assert same(found, fitted(members=2, epochs=2, seed=3)) and list(found.snapshots) == [1]
+    sweep = ensemble_sweep(law(9), sizes=np.array([1, 3, 9]), repeats=two, orders=two, seed=two)
+    assert sweep.sizes == (1, 3, 9) and sweep.bootstrap.shape[0] == 2
 
 
 # The mean is equivariant
@@ -271,6 +376,44 @@ def test_gains_start_at_one_and_a_callable_is_used():
     laid = fit_ensemble(net, pair, members=2, epochs=1, snapshots=(0,), progress=False,
                         init=lambda name, shape, generator: torch.full(shape, 6.0)).snapshots[0]  # fmt: skip
     assert torch.equal(laid.members["0.bias"], torch.full((2, 4), 6.0))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.temperature = nn.Parameter(torch.tensor([0.1, 0.2, 0.3])), nn.Parameter(torch.tensor(1.5))
+        self.output_bias = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.temperature * self.scale * x + self.output_bias
+
+
+@pytest.mark.parametrize("init", ["he", "normal", "offset"])
+def test_only_biases_start_at_zero(init):
+    net = nn.Sequential(
+        nn.LayerNorm((SIDE, SIDE)), nn.Flatten(), nn.Linear(SIDE**2, 8), nn.RMSNorm(8), nn.PReLU(8), nn.Linear(8, 3),
+        Scaled(),
+    )  # fmt: skip
+    found = fitted(net, init=init, snapshots=(0,))
+    start = {name: w[0] for name, w in found.snapshots[0].members.items()}
+    own = dict(net.named_parameters())
+    zero, one = ("0.bias", "2.bias", "5.bias", "6.output_bias"), ("0.weight", "3.weight")
+    for name in own:
+        if name in zero + one:
+            assert torch.equal(start[name], torch.full_like(own[name], float(name in one)))
+        elif own[name].ndim < 2:
+            assert torch.equal(start[name], own[name])
+        else:
+            assert not torch.allclose(start[name], own[name], atol=0.01)
+        assert not torch.equal(found.members[name][0], start[name]), f"{name} does not train"
+
+
+def test_rms_norms_gains_are_around_one_and_its_symmetry_is_not_read():
+    net = nn.Sequential(nn.Flatten(), nn.RMSNorm(SIDE**2), nn.Linear(SIDE**2, 3))
+    model = pe.BayesianNetwork(net, prior=pe.FanIn())
+    assert torch.equal(model.prior_of("1.weight", net[1].weight).mean, torch.ones(SIDE**2))
+    with pytest.raises(pe.LayerError, match="RMSNorm"):
+        pe.network_symmetry(net, C4, (1, SIDE, SIDE))
 
 
 # Supports
@@ -361,6 +504,32 @@ def test_supports_of_single_layers_and_by_hand():
     assert masks_of(alone).keys() == {"weight"}
 
 
+def test_a_shared_convolution_stays_one_on_its_support():
+    shared = nn.Conv2d(2, 2, 3, padding=1)
+    net = nn.Sequential(shared, nn.Tanh(), shared, nn.Sequential(nn.Tanh(), shared))
+    x = torch.randn(2, 2, 5, 5)
+    expected = x
+    for _ in range(3):
+        convolved = nn.functional.conv2d(expected, shared.weight * support("corner", 3), shared.bias, padding=1)
+        expected = convolved.tanh()
+    for kept in ("corner", {"0": "corner"}, {"3.1": "corner"}, {"2": "corner", "0": "corner"}):
+        found = with_support(net, kept)
+        assert found[0] is found[2] is found[3][1] and type(found[2]) is SupportedConv2d
+        torch.testing.assert_close(found(x), convolved)
+        assert masks_of(found).keys() == {"0.weight"} and len(list(found.parameters())) == 2
+    with pytest.raises(pe.OptionError, match=r"one support for the convolution '2', which has another name too"):
+        with_support(net, {"0": "corner", "2": "row"})
+    assert type(net[0]) is nn.Conv2d and shared.weight.count_nonzero() == 36
+
+
+def test_convolutions_that_share_a_weight_go_on_sharing_it():
+    net = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1))
+    net[1].weight = net[0].weight
+    found = with_support(net, "row")
+    assert found[0].weight is found[1].weight and found[0].bias is not found[1].bias
+    assert found[0].weight[..., ~support("row", 3)].abs().max() == 0 and net[0].weight.count_nonzero() == 36
+
+
 # The ensemble as a guide
 
 
@@ -427,6 +596,76 @@ def test_subsets_copies_and_states(ensemble):
     assert single.predict(x.float()).dtype == torch.float32 and repr(part) == "Ensemble(2 members of Sequential)"
 
 
+def test_masks_and_indices(ensemble):
+    mask = [False, True, False, False, True, True]
+    for given in (mask, torch.tensor(mask), np.array(mask), np.array([1, 4, 5]), (1, -2, 5)):
+        assert same(ensemble.subset(given), ensemble.subset([1, 4, 5]), 0.0)
+
+
+def test_another_dtype_takes_snapshots_along_and_leaves_other_ensembles_alone():
+    whole = fitted(members=3, snapshots=(0, 1))
+    part, model, x = whole.subset([0]), whole.model, data(2, 1)[0]
+    before = part.predict(x)
+    single = copy.deepcopy(whole).float()
+    assert whole.float() is whole and whole.model is not model
+    for converted in (single, whole, *single.snapshots.values(), *whole.snapshots.values()):
+        assert converted.predict(x.float()).dtype == torch.float32
+        assert {w.dtype for w in converted.members.values()} == {torch.float32}
+    assert torch.equal(part.predict(x), before) and before.dtype == torch.float64
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert whole.double().snapshots[1].predict(x).dtype == torch.float64
+
+
+def sharp(*logits, dtype=torch.float32):
+    """An ensemble whose members have these logits for the input 1."""
+    net = nn.Linear(1, len(logits[0]), bias=False, dtype=dtype)
+    return Ensemble(pe.BayesianNetwork(net), {"weight": torch.tensor(logits, dtype=dtype)[..., None]})
+
+
+def test_the_mean_of_logits_is_that_of_the_networks_own():
+    """Logits 300 and −290: probabilities in float32 are 0 and 1, and the mean of the logits is 5."""
+    ensemble, x = sharp([300.0, 0.0], [-290.0, 0.0]), torch.ones(1, 1, dtype=torch.float32)
+    expected = torch.tensor([[5.0, 0.0]]).softmax(-1)
+    torch.testing.assert_close(ensemble.mean(x, "logits"), expected, rtol=0, atol=1e-12)
+    logs = ensemble.log_probs(x)
+    torch.testing.assert_close(logs, torch.tensor([[[0.0, -300.0]], [[-290.0, 0.0]]]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(ensemble_mean(logs, "logits"), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ensemble.mean(x), torch.tensor([[0.5, 0.5]]))
+    subnormal = sharp([95.0, 0.0], [0.0, 0.0]).predict(x)
+    assert 0 < subnormal.min() < 1e-38
+    for outputs in (ensemble.predict(x), subnormal):
+        with pytest.raises(pe.DataError, match=r"smallest is .* Give .* such as ensemble\.log_probs\(x\)"):
+            ensemble_mean(outputs, "logits")
+        with pytest.raises(pe.DataError, match="Give log-probabilities"):
+            ensemble_sweep(outputs[:, None].expand(-1, 4, -1, -1), repeats=2, mean="logits")
+    with pytest.raises(pe.OptionError, match="mean to be one of"):
+        ensemble.mean(x, "median")
+
+
+def test_the_mean_of_logits_of_maps_and_of_no_classes():
+    maps = nn.Conv2d(1, 3, 1)
+    members = {n: torch.randn(4, *p.shape) for n, p in maps.named_parameters()}
+    ensemble, x = Ensemble(pe.BayesianNetwork(maps), members), torch.randn(2, 1, 5, 5)
+    each = [{n: w[i] for n, w in members.items()} for i in range(4)]
+    logits = torch.stack([torch.func.functional_call(maps, weights, (x,)) for weights in each])
+    torch.testing.assert_close(ensemble.mean(x, "logits"), logits.mean(0).softmax(1))
+    torch.testing.assert_close(ensemble.log_probs(x), logits.log_softmax(2))
+    numbers = Ensemble(pe.BayesianNetwork(maps, likelihood="normal"), members)
+    with pytest.raises(pe.OptionError, match=r"likelihood of classes .* got Normal"):
+        numbers.mean(x, "logits")
+
+
+def test_which_defect_is_which(ensemble):
+    """By enumeration: pairs with replacement target this ensemble's own defect, pairs of two members the law's."""
+    outputs = orbit_outputs(ensemble, data(3, 5)[0])
+    own = (outputs.mean(0) - outputs.mean(0)[:1]).square().sum(-1).mean().item()
+    assert metrics.equivariance_defect(outputs, estimator="biased").value == pytest.approx(own)
+    pairs = [metrics.equivariance_defect(outputs[list(p)]).value for p in itertools.product(range(6), repeat=2)]
+    assert sum(pairs) / 36 == pytest.approx(own)
+    distinct = [metrics.equivariance_defect(outputs[list(p)]).value for p in itertools.permutations(range(6), 2)]
+    assert sum(distinct) / 30 == pytest.approx(metrics.equivariance_defect(outputs).value) != pytest.approx(own)
+
+
 def test_it_goes_through_pyros_predictive(ensemble):
     x = data(4, 2)[0]
     found = pyro.infer.Predictive(ensemble.model, guide=ensemble, num_samples=8)(x)
@@ -479,6 +718,48 @@ def test_intervals_hold_the_expected_plug_in():
     truth = torch.stack([run.value("defect")[0] for run in runs]).mean()
     inside = sum(bool(low <= truth <= high) for low, high in (run.interval("defect", 0.8)[:, 0] for run in runs))
     assert 36 <= inside <= 59  # 48 expected; 4 standard errors are 12
+
+
+def test_log_probabilities_are_probabilities_to_the_mean_of_logits():
+    outputs = law(8, 0.5)
+    given, logs = (ensemble_sweep(o, repeats=3, mean="logits") for o in (outputs, outputs.log()))
+    torch.testing.assert_close(given.values, logs.values)
+    steep = 500 * torch.randn(4, 2, 3, 2)
+    sweep = ensemble_sweep(steep.log_softmax(-1), sizes=(4,), repeats=2, mean="logits")
+    whole = steep.mean(0).softmax(-1)
+    torch.testing.assert_close(sweep.value("defect")[0], (whole - whole[:1]).square().sum(-1).mean())
+
+
+@pytest.mark.parametrize("level", [0.0, 3.0])
+def test_the_bound_holds(level):
+    """Δ of a law of infinitely many members: 0 without a level, and otherwise from very many."""
+    means = law(20000, level, 99).mean(0)
+    truth = (means - means[:1]).square().sum(-1).mean() if level else 0.0
+    sizes = (1, 2, 5, 32, 500)
+    sweep = ensemble_sweep(law(500, level), sizes=sizes, repeats=2)
+    bound = sweep.bound(0.05)
+    assert bool(((sweep.value("defect") - truth).abs() <= bound).all())
+    assert bound[0] == 2 and bool((bound.diff()[1:] < 0).all()) and bool((sweep.bound(0.01) >= bound).all())
+    assert bound[-1].item() == pytest.approx(499 / 500 * metrics.deviation(500, 0.05) + 2 / 500)
+    large = ensemble_sweep(law(500), sizes=(100, 400), repeats=2).bound()
+    assert large[0] / large[1] == pytest.approx(2, rel=0.02)
+
+
+def test_the_bound_holds_at_worst():
+    """Half of the members say class 0 at every pose, the others another at each turned one: the plug-in spreads widely.
+
+    The share of deviations beyond the bound stays below δ, and that beyond a tenth of it is not 0.
+    """
+    one_hot, generator = torch.eye(2), torch.Generator().manual_seed(0)
+    kinds = one_hot[torch.tensor([[0, 0], [0, 1]])][:, :, None]  # (2, |G|, N, K)
+    truth, gaps, size = 0.5**2, [], 20
+    for _ in range(200):
+        outputs = kinds[torch.randint(2, (size,), generator=generator)]
+        sweep = ensemble_sweep(outputs, sizes=(size,), repeats=1, orders=1)
+        gaps.append(abs(sweep.value("defect")[0].item() - truth))
+    bound = sweep.bound(0.5)[0].item()
+    shares = [sum(gap > part * bound for gap in gaps) / 200 for part in (1, 0.1)]
+    assert shares[0] <= 0.5 < 1 and shares[1] > 0
 
 
 def test_actions_move_the_anchor():
@@ -562,7 +843,16 @@ MISTAKES = [
     ({"support": {"7": "row"}}, pe.OptionError, r"convolutions of the network, '0'; got '7'"),
     ({"support": torch.ones(3, 3)}, pe.OptionError, r"booleans of shape \(3, 3\)"),
     ({"core_start": True, "augmentation": None}, pe.OptionError, r"augmentation= for core_start=True"),
+    ({"core_start": True}, pe.OptionError, r"on a support for core_start=True; the network has none"),
+    ({"core_start": True, "support": "corner", "init": {}}, pe.OptionError, r"a law as init for core_start=True"),
     ({"snapshots": (4,)}, pe.OptionError, r"snapshots of epochs from 0 to 3; got 4"),
+    ({"snapshots": 3}, pe.OptionError, r"snapshots to be a sequence of epochs; got 3\. Use \(3,\)"),
+    ({"snapshots": (-1,)}, pe.OptionError, r"snapshots to be an integer of at least 0; got -1"),
+    ({"snapshots": (0.5,)}, pe.OptionError, r"snapshots to be an integer of at least 0; got 0\.5"),
+    ({"seed": -1}, pe.OptionError, r"seed to be an integer of at least 0; got -1"),
+    ({"members": True}, pe.OptionError, r"members to be a positive integer; got True"),
+    ({"optimizer": lambda parameters: None}, pe.OptionError, r"a torch\.optim\.Optimizer; got NoneType"),
+    ({"optimizer": torch.optim.LBFGS}, pe.OptionError, r"without a closure; got LBFGS"),
     ({"prior": "learned"}, pe.OptionError, r"not learned"),
     ({"likelihood": pe.NormalLikelihood(learned=True)}, pe.OptionError, r"not learned"),
     ({"data": X}, pe.DataError, r"data to be \(x, y\)"),
@@ -589,6 +879,21 @@ def test_other_mistakes_are_named(ensemble):
         fitted(dense(), support="row")
     with pytest.raises(pe.OptionError, match=r"odd sides for the support 'cross'; got 4 × 4"):
         support("cross", 4)
+    for sides in ((1, 3), (3, 1), 1):
+        with pytest.raises(pe.OptionError, match=r"sides of at least 3 for the support 'corner'; got \d × \d"):
+            support("corner", sides)
+    with pytest.raises(pe.OptionError, match=r"model to be a pe\.BayesianNetwork; got Linear"):
+        Ensemble(nn.Linear(1, 2), {})
+    with pytest.raises(pe.OptionError, match=r"a mask of the 6 members; got one of shape \(3,\)"):
+        ensemble.subset([True, False, True])
+    with pytest.raises(pe.OptionError, match=r"as integers, or a mask; got torch\.float64"):
+        ensemble.subset([1.0, 2.5])
+    with pytest.raises(pe.DataError, match=r"shape \(M, \|G\|, N, K\), not empty; got \(8, 4, 30\)"):
+        ensemble_sweep(law(8)[..., 0])
+    with pytest.raises(pe.OptionError, match="mean of probabilities for a bound"):
+        ensemble_sweep(law(8), repeats=2, mean="logits").bound()
+    with pytest.raises(pe.OptionError, match=r"every size to be a positive integer; got .*2\.0"):
+        ensemble_sweep(law(8), sizes=np.array([2.0]))
     with pytest.raises(pe.SymmetryError, match=r"booleans of shape \(5, 5\)"):
         is_invariant_support(support("cross", 3), pe.image(C4, (5, 5)))
     with pytest.raises(pe.OptionError, match=r"indices of members, from 0 to 5; got \[6\]"):

@@ -1,16 +1,19 @@
 """An ensemble as a guide: an empirical posterior, whose draws are its members."""
 
 import copy
+import numbers
 from collections.abc import Mapping, Sequence
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from ..errors import DataError, OptionError, check_option
+from ..metrics.base import SUM_TOLERANCE
 from ..networks.bayesian import BayesianNetwork
-from ..prediction import predict
+from ..prediction import evaluating, predict
 
 MEANS = ("probabilities", "logits")
 INDEX = "_member"  # the auxiliary site that chooses one
@@ -26,12 +29,16 @@ class Ensemble(nn.Module):
 
     Draws repeat members. :meth:`in_turn` goes through them without repetition, so ``draws=len(ensemble)`` is exact.
 
+    ``.to()``, ``.float()`` and the like take the snapshots along, and give the ensemble a model of its own: others that
+    share the model, such as subsets, stay as they are.
+
     :param BayesianNetwork model: the model of the network; its prior matters to an ensemble only where
         :func:`fit_ensemble` was given one.
-    :param dict members: a tensor ``(M, *shape)`` for each parameter of the network.
+    :param dict members: a tensor ``(M, *shape)`` for each parameter of the network, tied ones once.
     :param dict history: for each member and epoch ``"loss"`` and ``"validation"``, ``(M, epochs)``.
     :param float seconds: of training.
     :param dict snapshots: ensembles of earlier epochs.
+    :raises OptionError: for a model that is no :class:`~pyro_equivariance.BayesianNetwork`.
     :raises DataError: unless there are values of the right shapes for all parameters, equally many.
 
     >>> import torch, pyro_equivariance as pe
@@ -50,6 +57,10 @@ class Ensemble(nn.Module):
     def __init__(self, model: BayesianNetwork, members: Mapping[str, Tensor], history: dict[str, Tensor] | None = None,
                  seconds: float = float("nan"), snapshots: Mapping[int, "Ensemble"] | None = None):  # fmt: skip
         super().__init__()
+        if not isinstance(model, BayesianNetwork):
+            raise OptionError(
+                f"Expected model to be a pe.BayesianNetwork; got {type(model).__name__}. Use pe.BayesianNetwork(net)."
+            )
         self._model = (model,)  # not a submodule: its own weights are no members
         self.stack = _stacked(model.net, members)
         self.history, self.seconds, self.snapshots = dict(history or {}), seconds, dict(snapshots or {})
@@ -71,7 +82,9 @@ class Ensemble(nn.Module):
         return f"Ensemble({len(self)} members of {type(self.model.net).__name__})"
 
     def _apply(self, fn, recurse=True):
-        self.model._apply(fn, recurse)
+        self._model = (copy.deepcopy(self.model)._apply(fn, recurse),)  # other ensembles share the former one
+        for snapshot in self.snapshots.values():
+            snapshot._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
@@ -87,17 +100,25 @@ class Ensemble(nn.Module):
         }
 
     def in_turn(self) -> "MembersInTurn":
-        """A guide whose draws are member 0, 1, …, and from the last on again the first: exact for ``draws=M``."""
+        """A guide whose draws are member 0, 1, …, and from the last on again the first: exact for ``draws=M``.
+
+        Which defect an estimator of :func:`~pyro_equivariance.metrics.equivariance_defect` targets depends on the
+        draws, common to the orbit:
+
+        - draws of the ensemble itself, which repeat members, with ``"unbiased"``: the defect of *this* ensemble's mean;
+        - all M draws in turn, with ``"biased"`` (the plug-in): the same, exactly;
+        - all M draws in turn, with ``"unbiased"``: the defect of the mean over infinitely many members of the same law.
+        """
         return MembersInTurn(self)
 
-    def subset(self, indices: Sequence[int] | Tensor) -> "Ensemble":
+    def subset(self, indices: Sequence[int] | Sequence[bool] | Tensor) -> "Ensemble":
         """The ensemble of these members, with their history and snapshots.
 
-        :raises OptionError: for no index, or one that is not from ``-M`` to ``M - 1``.
+        :param indices: of members, or a mask of M booleans.
+        :raises OptionError: for no index, one that is not from ``-M`` to ``M - 1`` or no integer, or a mask of another
+            length.
         """
-        index = torch.as_tensor(indices, dtype=torch.long).reshape(-1)
-        if len(index) == 0 or int(index.min()) < -len(self) or int(index.max()) >= len(self):
-            raise OptionError(f"Expected indices of members, from 0 to {len(self) - 1}; got {index.tolist()}.")
+        index = _as_indices(indices, len(self))
         members = {name: values[index.to(values.device)] for name, values in self.members.items()}
         history = {name: values[index] for name, values in self.history.items()}
         snapshots = {epoch: ensemble.subset(index) for epoch, ensemble in self.snapshots.items()}
@@ -108,8 +129,26 @@ class Ensemble(nn.Module):
         return predict(self.model, self.in_turn(), x, len(self))
 
     def mean(self, x: Tensor, mean: str = "probabilities") -> Tensor:
-        """The ensemble's prediction, ``(N, *event)``; see :func:`ensemble_mean`."""
-        return ensemble_mean(self.predict(x), mean)
+        """The ensemble's prediction, ``(N, *event)`` in float64; see :func:`ensemble_mean`.
+
+        :raises OptionError: for ``"logits"`` and a likelihood that is not of classes.
+        """
+        check_option("mean", mean, MEANS)
+        if mean == "probabilities":
+            return ensemble_mean(self.predict(x))
+        return self.log_probs(x).mean(0).softmax(1)
+
+    @torch.no_grad()
+    def log_probs(self, x: Tensor) -> Tensor:
+        """Each member's log-probabilities of the classes, from the logits of the network: ``(M, N, K)``, in float64.
+
+        They tell members apart where probabilities have become 0; the axis K is where the network has its logits.
+
+        :raises OptionError: for a likelihood that is not of classes.
+        """
+        each = [{name: values[i] for name, values in self.members.items()} for i in range(len(self))]
+        with evaluating(self.model):
+            return torch.stack([_class_log_probs(self.model, weights, x) for weights in each])
 
 
 class MembersInTurn:
@@ -133,8 +172,10 @@ def ensemble_mean(outputs: Tensor, mean: str = "probabilities") -> Tensor:
     logits, that is their geometric mean, normalised, as published code takes it. Both are equivariant where the
     law of the members is invariant; they differ at finite M and in the limit.
 
-    :param Tensor outputs: ``(M, ..., K)``, class probabilities for ``"logits"``.
+    :param Tensor outputs: ``(M, ..., K)``; for ``"logits"`` class probabilities, or log-probabilities such as
+        :meth:`Ensemble.log_probs`, which have no smallest number.
     :returns: ``(..., K)`` in float64.
+    :raises DataError: for ``"logits"`` and outputs that are neither, or probabilities that have become 0.
 
     >>> import torch
     >>> ensemble_mean(torch.tensor([[0.5, 0.5], [0.9, 0.1]], dtype=torch.float64), "logits")
@@ -143,14 +184,67 @@ def ensemble_mean(outputs: Tensor, mean: str = "probabilities") -> Tensor:
     check_option("mean", mean, MEANS)
     if mean == "probabilities":
         return outputs.double().mean(0)
-    return log_probs(outputs).mean(0).softmax(-1)
+    return as_log_probs(outputs).mean(0).softmax(-1)
 
 
-def log_probs(probs: Tensor) -> Tensor:
-    """Their logarithms in float64, of 0 that of the smallest normal number: logits, up to a constant for each row."""
-    if bool((probs < 0).any()) or not bool(((probs.double().sum(-1) - 1).abs() < 1e-3).all()):
-        raise DataError("Expected class probabilities on the last axis for mean='logits'; got others.")
-    return probs.clamp_min(torch.finfo(probs.dtype).tiny).double().log()
+def as_log_probs(outputs: Tensor) -> Tensor:
+    """The log-probabilities of class probabilities, or of log-probabilities, in float64."""
+    values = outputs.double()
+    is_logs = bool((values < 0).any())
+    totals = values.logsumexp(-1) if is_logs else values.sum(-1) - 1
+    if not bool((totals.abs() < SUM_TOLERANCE).all()):
+        raise DataError(
+            "Expected class probabilities or log-probabilities on the last axis for mean='logits'; got others."
+        )
+    if is_logs:
+        return values
+    smallest = float(values.min())
+    if smallest < torch.finfo(outputs.dtype).tiny:  # its digits are lost, or all of it
+        raise DataError(
+            f"Expected probabilities whose logarithms are known for mean='logits'; the smallest is {smallest:.3g} in "
+            f"{outputs.dtype}. Give log-probabilities, such as ensemble.log_probs(x)."
+        )
+    return values.log()
+
+
+def as_count(name: str, value, least: int = 1) -> int:
+    """A number of things as an ``int``, numpy's integers included.
+
+    :raises OptionError: for anything else, or less than ``least``.
+
+    >>> as_count("members", 3)
+    3
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise OptionError(f"Expected {name} to be {kind}; got {value!r}.")
+    return int(value)
+
+
+def _as_indices(indices, members: int) -> Tensor:
+    """Indices of members, from these or from a mask."""
+    index = torch.as_tensor(indices)
+    if index.dtype == torch.bool:
+        if index.shape != (members,):
+            raise OptionError(f"Expected a mask of the {members} members; got one of shape {tuple(index.shape)}.")
+        index = index.nonzero()
+    elif index.numel() and (index.is_floating_point() or index.is_complex()):
+        raise OptionError(f"Expected indices of members as integers, or a mask; got {index.dtype}.")
+    index = index.reshape(-1).long()
+    if len(index) == 0 or int(index.min()) < -members or int(index.max()) >= members:
+        raise OptionError(f"Expected indices of members, from 0 to {members - 1}; got {index.tolist()}.")
+    return index.cpu()
+
+
+def _class_log_probs(model: BayesianNetwork, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The log-probabilities of the classes under these weights, ``(N, K)``, or ``(N, K, *places)`` for maps."""
+    output = poutine.condition(model, weights)(x).double()
+    law = model.likelihood(output, output.ndim - 1)
+    places = len(law.event_shape)
+    law = law.base_dist if isinstance(law, dist.Independent) else law
+    if not isinstance(law, dist.Categorical):
+        raise OptionError(f"Expected a likelihood of classes for their log-probabilities; got {type(law).__name__}.")
+    return law.logits.movedim(-1, -1 - places)
 
 
 def _stacked(net: nn.Module, members: Mapping[str, Tensor]) -> nn.Module:
@@ -167,8 +261,10 @@ def _stacked(net: nn.Module, members: Mapping[str, Tensor]) -> nn.Module:
                 f"Expected members of {name!r} of shape (M, {', '.join(map(str, shape))}); got "
                 f"{tuple(members[name].shape)}."
             )
-    stack = copy.deepcopy(net)
-    for name, values in members.items():
+    stack, tied = copy.deepcopy(net), {}
+    for name, parameter in list(stack.named_parameters(remove_duplicate=False)):
+        if id(parameter) not in tied:
+            tied[id(parameter)] = nn.Parameter(members[name].detach().clone(), requires_grad=False)
         owner, _, leaf = name.rpartition(".")
-        setattr(stack.get_submodule(owner), leaf, nn.Parameter(values.detach().clone(), requires_grad=False))
+        setattr(stack.get_submodule(owner), leaf, tied[id(parameter)])
     return stack

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ..errors import DataError, OptionError
 from ..guides.base import own_randomness
-from ..symmetry import Symmetry
+from ..symmetry import Symmetry, needed
 
 
 class Batches:
@@ -86,3 +87,40 @@ class Batches:
             return torch.randint(len(group), (count,), generator=source)
         with own_randomness(int(torch.randint(2**31, (), generator=source))):
             return group.sample((count,))
+
+
+def pair_of(data, what: str) -> tuple[Tensor, Tensor]:
+    """``(x, y)``, checked.
+
+    :raises DataError: unless they are two tensors of one length, of finite values.
+    """
+    pair = tuple(data)
+    if (
+        len(pair) != 2
+        or not all(isinstance(t, Tensor) for t in pair)
+        or len(pair[0]) != len(pair[1])
+        or not len(pair[0])
+    ):
+        raise DataError(f"Expected {what} to be (x, y), two tensors of one length, not empty.")
+    if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in pair):
+        raise DataError(f"Expected finite values in {what}; some are NaN or infinite. Clean or drop these rows.")
+    return pair
+
+
+def moves_of(augmentation: Symmetry | None, orbit: str, is_validated: bool) -> Symmetry | None:
+    """How the data move, checked: the full orbit, which validation takes too, needs a list of the elements.
+
+    :raises SymmetryError: for what is no symmetry of the inputs.
+    :raises OptionError: for the full orbit of a group without a list of its elements.
+    """
+    if augmentation is None:
+        return None
+    group = needed(augmentation).group
+    if not group.is_indexed and orbit == "full":
+        raise OptionError(f"Expected orbit='random' with {group}, which has no list of its elements; got 'full'.")
+    if not group.is_indexed and is_validated:
+        raise OptionError(
+            f"Expected no validation= with {group}, which has no list of the moved copies it is taken over; got one. "
+            f"Leave it out, or augment by a finite subgroup."
+        )
+    return augmentation

@@ -1,10 +1,14 @@
 """Training of ensembles: all members in one program, or one after another, with the same results."""
 
+import copy
+import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 
 import pyro
 import torch
@@ -12,14 +16,15 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..errors import DataError, OptionError, check_option
+from ..errors import OptionError, check_option
 from ..guides.base import own_randomness
 from ..networks.bayesian import BayesianNetwork
-from ..networks.supports import cores_of, with_support
-from ..symmetry import Symmetry, needed
-from .base import Ensemble
-from .batches import Batches
-from .starts import check_start, generators, given_weights, start_weights
+from ..networks.supports import with_support
+from ..prediction import evaluating
+from ..symmetry import Symmetry
+from .base import Ensemble, as_count
+from .batches import Batches, moves_of, pair_of
+from .starts import all_starts, check_start, generators, start_cores
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 IMAGES_TOGETHER = 1024  # beyond about as many per step, batched convolutions on a CPU outgrow its cache
@@ -59,24 +64,26 @@ def fit_ensemble(
     A member's random numbers are its own: they depend on ``seed`` and its index, and not on how many others there are
     or how they are trained.
 
-    :param Module net: the network; its values count only as far as ``init`` uses them.
+    :param Module net: the network; its values count only as far as ``init`` uses them. It is trained in training mode.
     :param data: ``(x, y)`` with the data along the first axis.
     :param int members: M.
     :param Symmetry augmentation: has ``inputs``, and ``outputs`` where these move; ``None`` for no augmentation.
     :param str orbit: ``"full"``, all moved copies of each datum, or ``"random"``, one for each example, new in every
         epoch and member.
     :param optimizer: ``"adam"``, ``"sgd"``, or a callable from a list of parameters to a torch optimizer that treats
-        each entry by itself, since members may be stacked into one tensor.
+        each entry by itself, since members may be stacked into one tensor, and steps without a closure.
     :param float learning_rate: of a named optimizer.
     :param int epochs: passes over the data.
     :param int batch_size: ``None`` for all data at once; a short last batch is left out of its epoch.
-    :param init: the law of the start. ``"he"``: weights ``N(0, 2 / fan-in)``; ``"normal"``: ``N(0, 1)``; biases 0,
-        gains of normalisations 1. These two are invariant under orthogonal actions. ``"offset"`` is not, a negative
+    :param init: the law of the start. ``"he"``: weights ``N(0, 2 / fan-in)``; ``"normal"``: ``N(0, 1)``; biases
+        (parameters with "bias" in their name) 0, gains of normalisations 1, and any other parameter of at most one
+        axis, such as the slopes of a PReLU or the scales of layers, at the network's own value. These two are invariant
+        under orthogonal actions, so far as these own values are. ``"offset"`` is not, a negative
         control: half of the variance of ``"he"`` is around an offset that all members share, itself a draw of it. A
         callable ``(name, shape, generator) -> tensor``. Or the starts themselves, a dict of ``(M, *shape)``.
     :param support: of the network's convolutions, see :func:`~pyro_equivariance.networks.supports.with_support`.
     :param bool core_start: whether kernels start at 0 off what the group keeps of their support; it needs an
-        augmentation.
+        augmentation, a support and a law as ``init``.
     :param likelihood: as for :class:`~pyro_equivariance.BayesianNetwork`; ``"categorical"`` is the cross-entropy and
         ``"normal"`` half the squared error.
     :param prior: as there, not learned; ``2.0`` for ``N(0, 2²)``. ``None`` for none.
@@ -85,10 +92,11 @@ def fit_ensemble(
     :param int seed: of all random numbers; layers that draw by themselves, such as Dropout, use torch's, seeded too.
     :param stacked: ``True`` trains all members together, in one tensor for each parameter, ``False`` one by one, and a
         number so many together. The results are the same but for rounding (and Dropout). ``None`` takes what is
-        quicker as a rule: all, but with convolutions on a CPU no more than see 1,024 images in one step.
+        quicker as a rule: all, but with convolutions on a CPU no more than see 1,024 images in one step; and one by
+        one where :func:`torch.func.vmap` cannot run the network, as for ``nn.GRU`` or branches that depend on values.
     :param int processes: that train such groups of members side by side.
     :param validation: ``(x, y)``; each member keeps the state with the lowest loss on it, without the prior, over all
-        moved copies, since upright ones alone would choose a time that the group does not keep.
+        moved copies, since upright ones alone would choose a time that the group does not keep; so the group is finite.
     :param int validate_every: epochs between two validations; the last epoch always is. NaN in the history elsewhere.
     :param snapshots: epochs after which states are kept, 0 being the start: in ``ensemble.snapshots``.
     :param bool progress: whether to show a progress bar.
@@ -106,27 +114,26 @@ def fit_ensemble(
     """
     check_option("orbit", orbit, ("full", "random"))
     check_option("order", order, ("own", "shared"))
-    counts = {"members": members, "epochs": epochs, "batch_size": batch_size, "processes": processes}
-    _check_counts(counts | {"validate_every": validate_every})
-    _check_numbers(epochs, learning_rate, snapshots)
+    members, epochs, processes = _counts(members=members, epochs=epochs, processes=processes)
+    (validate_every,), seed = _counts(validate_every=validate_every), as_count("seed", seed, least=0)
+    batch_size = None if batch_size is None else as_count("batch_size", batch_size)
     _check_stacked(stacked)
     check_start(init)
     net = net if support is None else with_support(net, support)
     _check_network(net)
-    data, validation = _pair(data, "data"), None if validation is None else _pair(validation, "validation")
-    augmentation = None if augmentation is None else needed(augmentation)
+    data, validation = pair_of(data, "data"), None if validation is None else pair_of(validation, "validation")
+    augmentation = moves_of(augmentation, orbit, validation is not None)
     model = BayesianNetwork(net, 1.0 if prior is None else prior, likelihood)
     _check_model(model, data, validation)
-    if core_start and augmentation is None:
-        raise OptionError("Expected augmentation= for core_start=True: its group decides what is kept; got None.")
     task = Task(
         model, prior is not None, Batches(data, batch_size, augmentation, orbit, order, seed),
         None if validation is None else Batches(validation, None, augmentation, "full", order, seed),
-        _make_optimizer(optimizer, learning_rate), epochs, validate_every, frozenset(snapshots),
+        _make_optimizer(optimizer, learning_rate), epochs, validate_every, _epochs_of(snapshots, epochs),
     )  # fmt: skip
-    cores = cores_of(model.net, augmentation.inputs) if core_start else {}
-    starts = _starts(model.net, init, cores, members, seed)
-    together = _together(model.net, stacked, members, task.batches.images)
+    starts = all_starts(
+        model.net, init, start_cores(model.net, init, augmentation) if core_start else {}, members, seed
+    )
+    together = _possible(_together(model.net, stacked, members, task.batches.images), task, starts, seed, stacked)
     begin = time.perf_counter()
     trained = _run(task, starts, seed, together, processes, progress)
     return _gathered(model, trained, time.perf_counter() - begin)
@@ -163,7 +170,7 @@ def train(task: Task, starts: Mapping[str, Tensor], first: int, seed: int, repor
     optimizer = task.make_optimizer(list(weights.values()))
     history, kept = {"loss": [], "validation": []}, {0: _copy(weights)} if 0 in task.snapshots else {}
     best = Best(weights)
-    with pyro.validation_enabled(False), own_randomness(sources[0].initial_seed() % 2**32):
+    with pyro.validation_enabled(False), own_randomness(sources[0].initial_seed() % 2**32), _training(task):
         for epoch in range(1, task.epochs + 1):
             history["loss"].append(_epoch(task, weights, optimizer, sources, epoch))
             if task.validation is not None:
@@ -199,11 +206,21 @@ def _epoch(task: Task, weights, optimizer, sources, epoch: int) -> Tensor:
 
 @torch.no_grad()
 def _validate(task: Task, weights) -> Tensor:
-    task.model.net.eval()
     (batch,) = task.validation.of_epoch([], 0)
-    losses = _losses(task, weights, *batch)
+    with evaluating(task.model):
+        return _losses(task, weights, *batch).cpu()
+
+
+@contextmanager
+def _training(task: Task):
+    """The network in training mode, whatever mode it was given in; each module's own comes back afterwards."""
+    modes = {module: module.training for module in task.model.net.modules()}
     task.model.net.train()
-    return losses.cpu()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _losses(task: Task, weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -248,13 +265,6 @@ class Best:
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: w.detach().clone() for name, w in weights.items()}
-
-
-def _starts(net: nn.Module, init, cores, members: int, seed: int) -> dict[str, Tensor]:
-    if isinstance(init, Mapping):
-        return given_weights(net, init, members)
-    rows = [start_weights(net, init, cores, generators(seed, i)[0]) for i in range(members)]
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _run(task: Task, starts, seed: int, together: int, processes: int, progress: bool) -> list[Trained]:
@@ -303,42 +313,74 @@ def _together(net: nn.Module, stacked: bool | int | None, members: int, images: 
     return members
 
 
+def _possible(together: int, task: Task, starts: Mapping[str, Tensor], seed: int, stacked: bool | int | None) -> int:
+    """The same, or one where the choice is free and ``vmap`` cannot run the network.
+
+    :raises OptionError: where it cannot, and the choice is not free.
+    """
+    refusal = _refusal(task, starts, seed) if together > 1 else None
+    if refusal is None:
+        return together
+    if stacked is None:
+        return 1
+    raise OptionError(
+        f"Expected a network that torch.func.vmap can run for stacked={stacked!r}; it says: {refusal} Use "
+        f"stacked=False."
+    )
+
+
+def _refusal(task: Task, starts: Mapping[str, Tensor], seed: int) -> str | None:
+    """Why two members cannot take their first step in one program, on two rows; nobody's random numbers go on by it."""
+    weights = {name: w[:2].clone().requires_grad_() for name, w in starts.items()}
+    sources = [generators(seed, i)[1] for i in range(2)]
+    try:
+        with pyro.validation_enabled(False), own_randomness(0), _training(task):
+            batch = next(copy.copy(task.batches).of_epoch(sources, 1))  # which keeps what it moved
+            _losses(task, weights, *(t[:, :2] for t in batch)).sum().backward()
+    except RuntimeError as error:
+        return f"{error}".splitlines()[0]
+    return None
+
+
 def _make_optimizer(optimizer, learning_rate: float) -> Callable:
     if callable(optimizer):
-        return optimizer
+        return partial(_made, optimizer)
     check_option("optimizer", optimizer, OPTIMIZERS)
+    if not 0 < learning_rate < math.inf:
+        raise OptionError(f"Expected learning_rate to be positive; got {learning_rate}.")
     return partial(OPTIMIZERS[optimizer], lr=learning_rate)
 
 
-def _pair(data, what: str) -> tuple[Tensor, Tensor]:
-    pair = tuple(data)
-    if (
-        len(pair) != 2
-        or not all(isinstance(t, Tensor) for t in pair)
-        or len(pair[0]) != len(pair[1])
-        or not len(pair[0])
-    ):
-        raise DataError(f"Expected {what} to be (x, y), two tensors of one length, not empty.")
-    if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in pair):
-        raise DataError(f"Expected finite values in {what}; some are NaN or infinite. Clean or drop these rows.")
-    return pair
+def _made(optimizer: Callable, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """What a user's callable returns, checked."""
+    made = optimizer(parameters)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise OptionError(f"Expected optimizer to return a torch.optim.Optimizer; got {type(made).__name__}.")
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise OptionError(
+            f"Expected an optimizer that steps without a closure; got {type(made).__name__}. Use 'adam' or 'sgd'."
+        )
+    return made
 
 
-def _check_counts(counts: Mapping[str, int | None]) -> None:
-    for name, value in counts.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise OptionError(f"Expected {name} to be a positive integer; got {value!r}.")
+def _counts(**counts) -> tuple[int, ...]:
+    """These numbers of things, checked."""
+    return tuple(as_count(name, value) for name, value in counts.items())
 
 
-def _check_numbers(epochs: int, learning_rate: float, snapshots: Sequence[int]) -> None:
-    if not 0 < learning_rate < math.inf:
-        raise OptionError(f"Expected learning_rate to be positive; got {learning_rate}.")
-    if outside := [epoch for epoch in snapshots if not 0 <= epoch <= epochs]:
+def _epochs_of(snapshots: Sequence[int], epochs: int) -> frozenset[int]:
+    """The epochs after which states are kept, checked."""
+    if not isinstance(snapshots, Iterable):
+        raise OptionError(f"Expected snapshots to be a sequence of epochs; got {snapshots!r}. Use ({snapshots!r},).")
+    found = frozenset(as_count("each of snapshots", epoch, least=0) for epoch in snapshots)
+    if outside := [epoch for epoch in found if epoch > epochs]:
         raise OptionError(f"Expected snapshots of epochs from 0 to {epochs}; got {outside[0]}.")
+    return found
 
 
 def _check_stacked(stacked) -> None:
-    if not (stacked is None or isinstance(stacked, bool) or (isinstance(stacked, int) and stacked > 0)):
+    if not (stacked is None or isinstance(stacked, bool) or (isinstance(stacked, Integral) and stacked > 0)):
         raise OptionError(f"Expected stacked to be True, False, None or a number of members; got {stacked!r}.")
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..errors import DataError, OptionError, check_option
 from ..networks.priors import gains_of
-from ..networks.supports import masks_of
+from ..networks.supports import cores_of, masks_of
+from ..symmetry import Symmetry
 
 Start = Callable[[str, torch.Size, torch.Generator], Tensor]
 
@@ -34,8 +35,9 @@ def start_weights(net: nn.Module, init, cores: Mapping[str, Tensor], generator: 
         if callable(init):
             value = _checked(init(name, parameter.shape, generator), name, parameter)
         else:
+            fixed = _fixed(name, parameter, name in gains)
             fan_in = _fan_in(parameter, masks.get(name))
-            value = _named(init, parameter, name in gains, fan_in, generator, common)
+            value = _drawn(init, parameter, fan_in, generator, common) if fixed is None else fixed
         mask = cores.get(name, masks.get(name))
         weights[name] = value if mask is None else value * mask
     return weights
@@ -45,6 +47,29 @@ def check_start(init) -> None:
     """Raise unless it is a name, a callable, or values."""
     if not callable(init) and not isinstance(init, Mapping):
         check_option("init", init, STARTS)
+
+
+def start_cores(net: nn.Module, init, augmentation: Symmetry | None) -> dict[str, Tensor]:
+    """The parts of the supports that ``core_start=True`` lets weights start on.
+
+    :raises OptionError: where it has nothing to act on: no group, given starts, or no support.
+    """
+    if augmentation is None:
+        raise OptionError("Expected augmentation= for core_start=True: its group decides what is kept; got None.")
+    if isinstance(init, Mapping):
+        raise OptionError("Expected a law as init for core_start=True; got the starts. Set their zeros there.")
+    cores = cores_of(net, augmentation.inputs)
+    if not cores:
+        raise OptionError("Expected kernels on a support for core_start=True; the network has none. Give support=.")
+    return cores
+
+
+def all_starts(net: nn.Module, init, cores: Mapping[str, Tensor], members: int, seed: int) -> dict[str, Tensor]:
+    """The weights that the members start from, ``(M, *shape)`` for each parameter."""
+    if isinstance(init, Mapping):
+        return given_weights(net, init, members)
+    rows = [start_weights(net, init, cores, generators(seed, i)[0]) for i in range(members)]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def given_weights(net: nn.Module, init: Mapping[str, Tensor], members: int) -> dict[str, Tensor]:
@@ -65,10 +90,17 @@ def _fan_in(parameter: Tensor, mask: Tensor | None) -> int:
     return entries if mask is None else entries * int(mask.sum()) // mask.numel()
 
 
-def _named(init: str, parameter: Tensor, is_gain: bool, fan_in: int, *sources: torch.Generator) -> Tensor:
+def _fixed(name: str, parameter: Tensor, is_gain: bool) -> Tensor | None:
+    """Where gains, biases and other parameters of at most one axis start under all named laws; ``None`` for weights."""
+    if is_gain:
+        return torch.ones_like(parameter, requires_grad=False)
+    if "bias" in name.rpartition(".")[2].split("_"):  # "bias", "in_proj_bias", "bias_ih_l0"
+        return torch.zeros_like(parameter, requires_grad=False)
+    return parameter.detach().clone() if parameter.ndim < 2 else None
+
+
+def _drawn(init: str, parameter: Tensor, fan_in: int, *sources: torch.Generator) -> Tensor:
     """A value of one law; the sources are the member's own random numbers and those common to all."""
-    if parameter.ndim < 2:
-        return torch.full_like(parameter, float(is_gain), requires_grad=False)
     noise, offset = (torch.randn(parameter.shape, generator=g, dtype=parameter.dtype) for g in sources)
     noise = (noise + offset) / math.sqrt(2) if init == "offset" else noise
     return noise.to(parameter.device) * (1.0 if init == "normal" else math.sqrt(2 / fan_in))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import metrics
-from ..errors import OptionError, check_option
-from ..metrics.base import Estimate, check_action, check_count, check_draws, move
-from .base import MEANS, log_probs
+from ..errors import DataError, OptionError, check_option
+from ..metrics.base import Estimate, check_action, check_draws, move
+from .base import MEANS, as_count, as_log_probs
 
 QUANTITIES = ("defect", "symmetric_kl", "osp")
 
@@ -54,6 +54,28 @@ class EnsembleSweep:
         """
         found = self.bootstrap[..., _index(quantity)]
         return found - found.mean(0) + self.value(quantity)
+
+    def bound(self, delta: float = 0.05) -> Tensor:
+        r"""For each size S, how far the plug-in defect can be from that of infinitely many members: ``(sizes,)``.
+
+        With probability at least :math:`1 - \delta` over the members, whatever their law, the network and the inputs,
+        ``|value("defect") − Δ|`` is at most
+
+        .. math:: (1 - 1/S) \, \varepsilon_S + 2/S = O(1/\sqrt{S}),
+
+        with :math:`\varepsilon_S` of :func:`~pyro_equivariance.metrics.deviation` for the unbiased estimate
+        :math:`U_S`: the plug-in is :math:`(1 - 1/S) U_S + \text{mean}_m K_{mm} / S`, and both
+        :math:`K_{mm} = \text{mean}_{x, g} \|d_m\|^2` and :math:`\Delta` lie between 0 and 2. Means over orders keep
+        it, since Hoeffding's inequality for U-statistics is one for means over orders. It is wide: the errors measured
+        from the members themselves, :meth:`se` and that of ``unbiased``, are far smaller.
+
+        :param float delta: the probability of a larger deviation, in (0, 1).
+        :raises OptionError: for the mean of logits, or a delta that is none.
+        """
+        if self.unbiased is None:
+            raise OptionError("Expected the mean of probabilities for a bound; this is the mean of logits.")
+        largest = {size: metrics.deviation(max(size, 2), delta) for size in self.sizes}
+        return torch.tensor([(1 - 1 / s) * largest[s] + 2 / s for s in self.sizes], dtype=torch.float64)
 
     def slope(self, quantity: str = "defect") -> Estimate:
         """Of ``log value`` over ``log S``, by least squares, and its bootstrap error: −1 for an invariant law."""
@@ -108,11 +130,12 @@ def ensemble_sweep(
     for the mean of probabilities: a slope of −1 where the law of the members is invariant, :math:`\Delta = 0`, and a
     level :math:`\Delta` otherwise. That level is estimated without bias beside it, as
     :func:`~pyro_equivariance.metrics.equivariance_defect` does; :func:`~pyro_equivariance.metrics.deviation` of the
-    number of members bounds its error for any law, by :math:`O(1/\sqrt{M})`. The symmetric KL (mean over
-    :math:`g \ne e`) behaves alike; OSP is the count out of \|G\|.
+    number of members bounds its error for any law, by :math:`O(1/\sqrt{M})`, and :meth:`EnsembleSweep.bound` that of
+    the plug-in. The symmetric KL (mean over :math:`g \ne e`) behaves alike; OSP is the count out of \|G\|.
 
     :param Tensor outputs: class probabilities ``(M, |G|, N, K)`` of all members, element 0 the identity, such as
-        ``pe.orbit_predict(ensemble.model, ensemble.in_turn(), symmetry, x, len(ensemble))``.
+        ``pe.orbit_predict(ensemble.model, ensemble.in_turn(), symmetry, x, len(ensemble))``. For ``mean="logits"`` also
+        log-probabilities, :meth:`Ensemble.log_probs` of the moved copies, which it needs where probabilities are 0.
     :param sizes: increasing numbers of members, at most M; by default the powers of 2.
     :param int repeats: bootstrap samples of the members.
     :param str mean: ``"probabilities"`` or ``"logits"``, see :func:`ensemble_mean`.
@@ -121,7 +144,7 @@ def ensemble_sweep(
     :param int seed: of the orders and the bootstrap.
     :returns: the :class:`EnsembleSweep`.
     :raises OptionError: for sizes that are not increasing or exceed M.
-    :raises DataError: for outputs that are no class probabilities.
+    :raises DataError: for outputs of other axes, or that are no class probabilities.
 
     Members of one law at every pose:
 
@@ -131,13 +154,13 @@ def ensemble_sweep(
     (True, True)
     """
     check_option("mean", mean, MEANS)
+    _check_axes(outputs)
     check_draws(outputs, action)
-    for name, value in {"repeats": repeats, "orders": orders}.items():
-        check_count(name, value)
+    repeats, orders, seed = as_count("repeats", repeats), as_count("orders", orders), as_count("seed", seed, least=0)
     sizes = _checked_sizes(sizes, len(outputs))
     check_action(action, outputs.shape[1], outputs.shape[3:])
     generator = torch.Generator().manual_seed(seed)
-    values = log_probs(outputs) if mean == "logits" else outputs.double()
+    values = as_log_probs(outputs) if mean == "logits" else outputs.double()
     everyone = torch.arange(len(values))
     curve = _curve(values, everyone, sizes, mean, action, orders, generator)
     resampled = [
@@ -173,6 +196,14 @@ def _measured(pooled: Tensor, mean: str, action) -> Tensor:
     ])  # fmt: skip
 
 
+def _check_axes(outputs: Tensor) -> None:
+    if outputs.ndim != 4 or outputs.numel() == 0:
+        raise DataError(
+            f"Expected outputs of all members of shape (M, |G|, N, K), not empty; got {tuple(outputs.shape)}. Use "
+            f"orbit_predict."
+        )
+
+
 def _index(quantity: str) -> int:
     check_option("quantity", quantity, QUANTITIES)
     return QUANTITIES.index(quantity)
@@ -190,9 +221,7 @@ def _log_slope(sizes: Sequence[int], values: Tensor) -> float:
 def _checked_sizes(sizes: Sequence[int] | None, members: int) -> tuple[int, ...]:
     if sizes is None:
         sizes = [2**i for i in range(int(math.log2(members)) + 1)]
-    sizes = tuple(sizes)
-    for size in sizes:
-        check_count("every size", size)
+    sizes = tuple(as_count("every size", size) for size in sizes)
     if not sizes or sizes != tuple(sorted(set(sizes))) or sizes[-1] > members:
         raise OptionError(f"Expected increasing sizes up to the {members} members; got {sizes}.")
     return sizes

@@ -210,24 +210,30 @@ def _split(config: EnsemblesConfig, data: ImageData, seed: int):
 def _measure(config: EnsemblesConfig, ensemble: Ensemble, test, symmetry: Symmetry, name: str, seed: int, epoch: int):
     """The sweep over sizes, and its rows; before the last epoch only that of all members."""
     outputs = orbit_predict(ensemble.model, ensemble.in_turn(), symmetry, test[0], len(ensemble))
+    values = outputs if config.mean == "probabilities" else _log_probs(ensemble, test[0], symmetry)
     powers = [2**i for i in range(len(ensemble).bit_length() - 1)]
     last = epoch == config.epochs
     sizes = sorted({*powers, len(ensemble)}) if last else [len(ensemble)]
-    sweep = ensemble_sweep(outputs, sizes, config.repeats, config.mean, seed=seed)
+    sweep = ensemble_sweep(values, sizes, config.repeats, config.mean, seed=seed)
     rows = [{"ensemble": name, "seed": seed, "epoch": epoch} | row | _of_all(None) for row in sweep.rows()]
-    rows[-1] |= _of_all(outputs, test[1], config.mean)
+    accuracy = float(metrics.accuracy(ensemble_mean(values, config.mean), test[1]))
+    rows[-1] |= _of_all(outputs) | {"accuracy": accuracy}
     return sweep, rows
 
 
-def _of_all(outputs: Tensor | None, labels: Tensor | None = None, mean: str = "") -> dict[str, float]:
+def _log_probs(ensemble: Ensemble, x: Tensor, symmetry: Symmetry) -> Tensor:
+    """Of every member at every moved copy, ``(M, |G|, N, K)``."""
+    moved = symmetry.inputs.orbit(x).flatten(0, 1)
+    return ensemble.log_probs(moved).unflatten(1, (len(symmetry.group), len(x)))
+
+
+def _of_all(outputs: Tensor | None) -> dict[str, float]:
     """What is measured of all members only, NaN for sub-ensembles."""
     if outputs is None:
         return dict.fromkeys(("unbiased", "unbiased_se", "relative", "accuracy"), float("nan"))
     defect, probs = metrics.equivariance_defect(outputs), outputs.double().mean(0)
     variation = float((probs - probs.mean((0, 1))).square().sum(-1).mean())
-    accuracy = float(metrics.accuracy(ensemble_mean(outputs, mean), labels))
-    return {"unbiased": defect.value, "unbiased_se": defect.se, "relative": defect.value / variation,
-            "accuracy": accuracy}  # fmt: skip
+    return {"unbiased": defect.value, "unbiased_se": defect.se, "relative": defect.value / variation}
 
 
 def _slopes(sweep: EnsembleSweep, name: str, seed: int) -> dict:

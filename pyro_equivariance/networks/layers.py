@@ -336,7 +336,7 @@ _DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _POOLING = (*_MAXIMA, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
             nn.AdaptiveAvgPool3d, *_DROPOUTS, nn.Upsample)  # fmt: skip
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-NORMALIZATIONS = (*_BATCH, nn.GroupNorm, nn.LayerNorm)
+NORMALIZATIONS = (*_BATCH, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # whose weights are gains
 
 LAYERS: dict[type[nn.Module], LayerRule] = {
     **dict.fromkeys(_POINTWISE, Pointwise()),

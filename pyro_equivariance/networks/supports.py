@@ -29,7 +29,10 @@ VARIANTS = MappingProxyType(
         "asymmetric": {"support": "corner", "core_start": False},
     }
 )
-"""The three ensembles of [1], as options of :func:`~pyro_equivariance.fit_ensemble`. All have equally many weights."""
+"""Three ensembles after the description in [1], as options of :func:`~pyro_equivariance.fit_ensemble`.
+
+All have equally many weights.
+"""
 
 
 def support(name: str, kernel_size) -> Tensor:
@@ -37,12 +40,12 @@ def support(name: str, kernel_size) -> Tensor:
 
     - ``"full"``: all;
     - ``"cross"``: the middle row and the middle column, which quarter turns and reflections keep;
-    - ``"corner"``: the same with the first entry in place of the middle one: equally many, and no turn keeps it. For
-      3 × 3 it is the asymmetric support of the code of [1]; for larger kernels it is our own;
+    - ``"corner"``: the same with the first entry in place of the middle one: equally many, and no turn keeps it. It
+      follows the description of an asymmetric support in [1];
     - ``"row"``: the middle row, which half turns keep and quarter turns do not.
 
     :param kernel_size: ``(k, l)``, or one number for both.
-    :raises OptionError: for another name, or a side that has no middle.
+    :raises OptionError: for another name, a side that has no middle, or ``"corner"`` where it is the middle.
 
     >>> support("corner", 3).int().tolist()
     [[1, 1, 0], [1, 0, 1], [0, 1, 0]]
@@ -53,6 +56,8 @@ def support(name: str, kernel_size) -> Tensor:
         return torch.ones(height, width, dtype=torch.bool)
     if height % 2 == 0 or width % 2 == 0:
         raise OptionError(f"Expected a kernel of odd sides for the support {name!r}; got {height} × {width}.")
+    if name == "corner" and min(height, width) == 1:
+        raise OptionError(f"Expected sides of at least 3 for the support 'corner'; got {height} × {width}. Use 'row'.")
     kept = torch.zeros(height, width, dtype=torch.bool)
     kept[height // 2] = True
     if name != "row":
@@ -171,29 +176,37 @@ LAYERS[SupportedConv2d] = SupportedConvolution()
 def with_support(net: nn.Module, kept: str | Tensor | Mapping[str, str | Tensor]) -> nn.Module:
     """A copy of the network with its convolutions on a support; kernels of one entry stay as they are.
 
+    A convolution that is used in several places remains one, and so does a weight that several of them share.
+
     :param kept: a name of :func:`support`, booleans ``(k, l)``, or a dict of these by the names of convolutions, which
         leaves the others as they are.
-    :raises OptionError: for a network without such convolutions, or names that are none.
+    :raises OptionError: for a network without such convolutions, names that are none, or two supports for one layer.
 
     >>> net = with_support(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3)), {"0": "cross"})
     >>> [type(layer).__name__ for layer in net]
     ['SupportedConv2d', 'ReLU', 'Conv2d']
     """
     net = copy.deepcopy(net)
-    known = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+    layers = dict(net.named_modules(remove_duplicate=False))
+    known = [name for name, m in layers.items() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
     chosen = dict(kept) if isinstance(kept, Mapping) else dict.fromkeys(known, kept)
     if not chosen or (unknown := [name for name in chosen if name not in known]):
         raise OptionError(
             f"Expected a support for convolutions of the network, {', '.join(map(repr, known)) or 'which has none'}; "
             f"got {unknown[0]!r}." if chosen else "Expected a network with a Conv2d for support=; it has none."
         )  # fmt: skip
+    replaced = {}
     for name, mask in chosen.items():
-        layer = net.get_submodule(name)
-        if not name:
-            return _on_support(layer, mask)
-        parent, _, leaf = name.rpartition(".")
-        setattr(net.get_submodule(parent), leaf, _on_support(layer, mask))
-    return net
+        new = _on_support(layers[name], mask)
+        if not torch.equal(replaced.setdefault(layers[name], new).kept, new.kept):
+            raise OptionError(
+                f"Expected one support for the convolution {name!r}, which has another name too; got two."
+            )
+    for name in known:
+        if layers[name] in replaced and name:
+            parent, _, leaf = name.rpartition(".")
+            setattr(net.get_submodule(parent), leaf, replaced[layers[name]])
+    return replaced.get(net, net)
 
 
 def masks_of(net: nn.Module) -> dict[str, Tensor]:
@@ -215,10 +228,9 @@ def cores_of(net: nn.Module, inputs: Representation) -> dict[str, Tensor]:
 def _on_support(layer: nn.Conv2d, kept: str | Tensor) -> SupportedConv2d:
     restricted = SupportedConv2d(layer.in_channels, layer.out_channels, kept=kept, groups=layer.groups,
                                  bias=layer.bias is not None, **_kind(layer)).to(layer.weight)  # fmt: skip
+    restricted.weight, restricted.bias = layer.weight, layer.bias  # not copies, for other layers may share them
     with torch.no_grad():
-        restricted.weight.copy_(layer.weight * restricted.kept)
-        if layer.bias is not None:
-            restricted.bias.copy_(layer.bias)
+        restricted.weight *= restricted.kept
     return restricted
 
 
