@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from itertools import combinations
+from types import ModuleType
 
 import matplotlib
 import matplotlib.image
@@ -20,6 +21,7 @@ from matplotlib.text import Text
 import pyro_equivariance as pe
 from pyro_equivariance import metrics, plots
 from pyro_equivariance.diagnostics import VSBC
+from pyro_equivariance.diagnostics.base import ARVIZ
 from pyro_equivariance.errors import DataError, OptionError
 
 METHODS = ("baseline", "baseline-noaug", "geometric", "arithmetic", "projection", "always", "expansion",
@@ -170,6 +172,7 @@ FIGURES = {
         *predictions(48, count=20), [f"g{g}" for g in range(48)]),
     **{f"accuracy, {m} methods, {s} seeds": lambda m=m, s=s: plots.accuracy(runs(m, s)).get_figure()
        for m, s in [(1, 1), (3, 3), (9, 5)]},
+    "accuracy with errors": lambda: plots.accuracy(runs(9, 2), test_size=100).get_figure(),
     **{f"defect, {m} methods, {s} seeds": lambda m=m, s=s: plots.defect(runs(m, s)).get_figure()
        for m, s in [(1, 1), (3, 3), (6, 2), (9, 5)]},
     "defect, all zero": lambda: plots.defect([{"method": "a", "defect": 0.0, "defect_se": 0.0}]).get_figure(),
@@ -231,7 +234,7 @@ def test_the_users_settings_do_not_matter():
         ax = plots.accuracy(runs(1))
         assert matplotlib.rcParams["font.size"] == 30
     assert ax.get_facecolor() == (1, 1, 1, 1)
-    assert ax.xaxis.label.get_fontsize() == plots.STYLE["font.size"]
+    assert ax.xaxis.label.get_fontsize() == plots.base.STYLE["font.size"]
 
 
 # Accuracy and defect
@@ -268,6 +271,20 @@ def test_a_missing_accuracy_is_left_out():
     ax = plots.accuracy([{"method": "a", "accuracy": None, "accuracy_orbit": 0.5}])
     assert points(ax, "o") == []
     assert points(ax, "D") == [(0.5, 0)]
+
+
+def test_accuracy_has_binomial_errors_where_the_number_of_inputs_is_known():
+    rows = [*runs(2, seeds=2), {"method": "baseline", "accuracy": None, "accuracy_orbit": 1.0}]
+    ax = plots.accuracy(rows, test_size=400)
+    drawn = [(low, high) for lines in ax.collections for (low, _), (high, _) in lines.get_segments()]
+    for m in METHODS[:2]:
+        for field in ("accuracy", "accuracy_orbit"):
+            for a in [r[field] for r in rows if r["method"] == m and r[field] is not None]:
+                error = math.sqrt(a * (1 - a) / 400)
+                assert pytest.approx((a - error, a + error)) in drawn
+    assert len(drawn) == 9 and "±1 standard error" in ax.get_xlabel()
+    without = plots.accuracy(rows)
+    assert not without.collections and "±" not in without.get_xlabel()
 
 
 def bars(ax):
@@ -380,7 +397,7 @@ def test_orbit_shows_images_means_and_spread():
         ends = np.array(below.collections[0].get_segments())[:, :, 1]
         np.testing.assert_allclose(ends.T, np.quantile(probs[:, g].numpy(), [0.05, 0.95], axis=0))
         assert below.get_ylim() == (0, 1)
-        assert [bar.get_facecolor() == matplotlib.colors.to_rgba(plots.RED) for bar in bars] == [
+        assert [bar.get_facecolor() == matplotlib.colors.to_rgba(plots.base.RED) for bar in bars] == [
             k == 3 for k in range(10)
         ]
 
@@ -717,6 +734,52 @@ def test_bad_input(name):
     draw, match = BAD[name]
     with pytest.raises(DataError, match=match):
         draw()
+
+
+KINDS = {
+    "accuracy": plots.accuracy,
+    "calibration_under_rotation": lambda given: plots.calibration_under_rotation(given, torch.zeros(3).long(), "abcd"),
+    "defect": plots.defect,
+    "defect_by_element": lambda given: plots.defect_by_element(given, ELEMENTS[:4]),
+    "defect_sweep": plots.defect_sweep,
+    "defect_training": plots.defect_training,
+    "elbo": plots.elbo,
+    "kernels": lambda given: plots.kernels(given, given),
+    "kernels_orbit": lambda given: plots.kernels_orbit(given, ["e"]),
+    "labels": lambda given: plots.reliability(predictions(1)[0][0], given),
+    "labels of moved copies": lambda given: plots.calibration_under_rotation(predictions()[0], given, ELEMENTS[:4]),
+    "orbit": lambda given: plots.orbit(given, given, ["e"]),
+    "parameters": lambda given: plots.parameters(given, SWAP),
+    "ranks": plots.ranks,
+    "reliability": lambda given: plots.reliability(given, torch.zeros(3).long()),
+    "sample_size": plots.sample_size,
+    "save": lambda given: plots.save(given, "never.png"),
+    "symmetry": lambda given: plots.parameters(locations(), given),
+    "training": plots.training,
+}
+GIVEN = {
+    "ArviZ data": lambda: ARVIZ.container({"posterior": xr.Dataset({"mu": (("chain", "draw"), np.ones((1, 3)))})}, {}),
+    "tree": lambda: xr.DataTree.from_dict({"posterior": xr.Dataset({"mu": (("chain", "draw"), np.ones((1, 3)))})}),
+    "group": lambda: xr.Dataset({"mu": (("chain", "draw"), np.ones((1, 3)))}),
+    "path": lambda: "net.nc",
+    "dict": lambda: {"a": "b"},
+    "None": lambda: None,
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+@pytest.mark.parametrize("name", KINDS)
+def test_an_object_of_another_kind_is_refused_in_one_line(name, kind):
+    with pytest.raises(DataError, match=r"^Expected .*; got (\w+|'\w+')") as caught:
+        KINDS[name](GIVEN[kind]())
+    assert "\n" not in str(caught.value)
+    assert kind not in ("ArviZ data", "tree", "group") or "pe.plots.report" in str(caught.value)
+
+
+def test_only_pictures_are_listed():
+    own = {name for name in dir(plots) if not name.startswith("_")}
+    modules = {name for name in own if isinstance(getattr(plots, name), ModuleType)}
+    assert own - modules <= set(plots.__all__)
 
 
 @pytest.mark.parametrize("options", [{"quantities": ["mu"]}, {"quantities": []}, {"alpha": 1.0}])

@@ -8,6 +8,7 @@ from collections import namedtuple
 from functools import cache
 from html.parser import HTMLParser
 from itertools import combinations
+from pathlib import Path
 
 import matplotlib
 import matplotlib.image
@@ -22,10 +23,12 @@ from matplotlib.text import Text
 import pyro_equivariance as pe
 from pyro_equivariance import metrics, plots
 from pyro_equivariance.diagnostics.base import ARVIZ, Modern, groups_of
-from pyro_equivariance.errors import OptionError
+from pyro_equivariance.errors import DataError, OptionError
+from pyro_equivariance.plots.base import written
 
 METHODS = ("baseline", "baseline-noaug", "geometric", "arithmetic", "projection", "always", "expansion",
            "expansion-tied", "equivarified")  # fmt: skip
+ELEVEN = (*METHODS, "mixture", "ensemble")
 LONG = ("a very long name of a method that does not fit", "another long name of a method, with more words")
 Row = namedtuple("Row", "section name value se spread verdict definition")
 Table = namedtuple("Table", "rows")
@@ -104,6 +107,35 @@ def regression(chains=2):
     return ARVIZ.container({n: d for n, d in found.items() if n != "posterior_predictive"}, attributes())
 
 
+def with_tests(methods=None, chains=2, count=200, own_labels=False, group=None, **options):
+    """All groups, and mean predictives of more data, which the draws are not of."""
+    found = groups(methods=methods, chains=chains, group=group, **options)
+    more = groups(methods=methods, chains=chains, group=group, count=count, draws=1, seed=1)
+    probs = more["orbit_predictive"].probs.mean("draw").rename(observation="test_image")
+    labels = more["observed_data"].y.rename(observation="test_image")
+    if own_labels:
+        labels = labels.expand_dims(chain=chains).copy()
+        labels[1] = labels[1].roll(test_image=1)
+    test = xr.Dataset({"probs": probs, "label": labels})
+    return ARVIZ.container(found | {"test_predictive": test}, attributes(group))
+
+
+def schools(chains=3, methods=None, seed=0):
+    """Draws of parameters of several sites and scales, and no predictions."""
+    noise = np.random.default_rng(seed)
+    outer = (("method_name",) if methods else ()) + ("chain", "draw")
+    shape = ((len(methods),) if methods else ()) + (chains, 50)
+    arrays = {
+        "mean_log_likelihood": (outer, noise.normal(size=shape)),
+        "mu": (outer, 1e6 + noise.normal(size=shape)),
+        "theta": ((*outer, "school", "theta_dim_1"), 1e-5 * noise.normal(size=(*shape, 3, 2))),
+        "tau": (outer, noise.gamma(2, size=shape)),
+        "a very long name of a site, with words": ((*outer, "axis"), np.ones((*shape, 40))),
+    }
+    coords = {"school": ["A", "B", "C"]} | ({"method_name": list(methods)} if methods else {})
+    return ARVIZ.container({"posterior": xr.Dataset(arrays, coords)}, {"guide": "<lambda>"})
+
+
 D4 = pe.DihedralGroup(4)
 REPORTS = {
     "one method": lambda: plots.report(data(), diagnosis=diagnosis()),
@@ -123,6 +155,10 @@ REPORTS = {
     "posterior only": lambda: plots.report(ARVIZ.container({"posterior": groups()["posterior"]}, {}), diagnosis=()),
     "many elements": lambda: plots.report(
         data(group=pe.CyclicGroup(24), attrs=False, draws=4), diagnosis=diagnosis(3)),
+    "more test data": lambda: plots.report(with_tests(), diagnosis=()),
+    "more test data, eleven methods": lambda: plots.report(with_tests(ELEVEN, group=D4)),
+    **{f"parameters of {c} runs": lambda c=c: plots.report(schools(c), diagnosis=diagnosis(2)) for c in (1, 3, 9)},
+    "parameters of eleven methods": lambda: plots.report(schools(methods=ELEVEN)),
     "its own diagnosis": lambda: plots.report(data()),
 }  # fmt: skip
 
@@ -295,6 +331,140 @@ def test_methods_are_compared():
         assert re.search(rf"{name} +" + " +".join(f"{s.item():.4f}" for s in scores), table)
 
 
+@pytest.mark.parametrize("own_labels", [False, True])
+def test_scores_are_of_the_test_data_where_there_are_any(own_labels):
+    idata = with_tests(METHODS[:2], own_labels=own_labels)
+    found = groups_of(idata)
+    probs = torch.as_tensor(found["test_predictive"].probs.values)  # (method, chain, element, image, class)
+    labels = torch.as_tensor(found["test_predictive"].label.values).expand(2, -1)
+    copies = labels[:, None].expand(-1, 4, -1)
+    figure = plots.report(idata)
+    for name, mean in zip(METHODS[:2], probs, strict=True):
+        scores = (metrics.accuracy(mean[:, 0], labels), metrics.accuracy(mean, copies),
+                  metrics.negative_log_likelihood(mean, copies), metrics.calibration_error(mean, copies))  # fmt: skip
+        assert re.search(rf"{name} +" + " +".join(f"{s.item():.4f}" for s in scores), texts(figure))
+    errors = [tuple(metrics.calibration_error(*of).item() for of in ((m[:, 0], labels), (m, copies))) for m in probs]
+    shown = [ax.get_title().split("\n")[1] for ax in panel(figure, "Reliability")]
+    assert shown == [f"ECE {a:.3f}, {b:.3f}" for a, b in errors]
+    values = bars(panel(figure, "Calibration")[0].containers[0])[0][:, 1]
+    expected = [np.mean([metrics.accuracy(probs[0, c, g], labels[c]).item() for c in range(2)]) for g in range(4)]
+    np.testing.assert_allclose(values, expected)
+
+
+def test_orbit_and_defects_are_of_the_draws_and_the_head_has_both_numbers():
+    figure, small = page("more test data"), plots.report(data(), diagnosis=())
+    for title in ("Defect of each", "Predictive over the orbit"):
+        one, two = (
+            [line.get_xydata().tolist() for ax in panel(f, title) for line in ax.get_lines()] for f in (figure, small)
+        )
+        assert one == two
+    assert panel(figure, "Predictive over the orbit of input 0, class " + str(int(groups()["observed_data"].y[0])))
+    assert "reliability and scores of 200 observations, all else of 30 observations" in texts(figure).replace("\n", " ")
+    assert "2 runs × 12 draws, 30 observations," in texts(small)
+
+
+@pytest.mark.parametrize("spoil", ["elements", "axes", "no label"])
+def test_another_group_of_that_name_is_left_alone(spoil):
+    found = groups_of(with_tests())
+    test = found["test_predictive"]
+    found["test_predictive"] = {
+        "elements": test.assign_coords(element=list("abcd")),
+        "axes": test.isel(element=0),
+        "no label": test[["probs"]],
+    }[spoil]
+    idata = ARVIZ.container(found, attributes())
+    assert texts(plots.report(idata, diagnosis=())) == texts(plots.report(data(), diagnosis=()))
+
+
+def test_every_method_is_labelled_and_marked_as_elsewhere():
+    figure = page("more test data, eleven methods")
+    (ax,) = panel(figure, "Mean log likelihood")
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(ELEVEN)
+    drawn = [(line.get_marker(), line.get_markerfacecolor()) for line in ax.get_lines() if line.get_marker() != "None"]
+    legend = next(part for part in figure.subfigs if part.legends).legends[0]
+    expected = {h.get_label(): (h.get_marker(), h.get_markerfacecolor()) for h in legend.legend_handles}
+    assert drawn[::2] == drawn[1::2] == [expected[name] for name in ELEVEN]  # a point for each of two runs
+    assert len(set(drawn)) == 11
+
+
+def test_parameters_are_shown_by_run():
+    axes = panel(page("parameters of 3 runs"), "Parameters: median, 50 % and 90 % of each run's draws, 8 of 48")
+    posterior = groups_of(schools())["posterior"]
+    long = "a very long name of a site, with words"
+    draws = {"mu": posterior.mu, **{f"theta[{s}, {i}]": posterior.theta.sel(school=s)[..., i]
+                                    for s, i in (("A", 0), ("A", 1), ("B", 0))},
+             "tau": posterior.tau, **{f"{long}[{i}]": posterior[long][..., i] for i in range(3)}}  # fmt: skip
+    assert [ax.get_title()[:5] for ax in axes] == [name[:5] for name in draws]
+    assert [ax.get_title() for ax in axes[:5]] == list(draws)[:5]
+    for ax, values in zip(axes, draws.values(), strict=True):
+        ends = np.quantile(values, (0.05, 0.95, 0.25, 0.75, 0.5), axis=1).T
+        shown = [np.concatenate([line.get_xdata() for line in ax.get_lines()[3 * r : 3 * r + 3]]) for r in range(3)]
+        np.testing.assert_allclose(shown, ends)
+        assert len({line.get_color() for line in ax.get_lines()}) == 3
+    pooled = panel(page("parameters of eleven methods"), "Parameters: median, 50 % and 90 % of the draws")[0]
+    assert len(pooled.get_lines()) == 33
+
+
+def test_draws_of_parameters_that_are_not_finite_are_left_out():
+    found = groups_of(schools(1))
+    found["posterior"].tau.values[0, :10] = np.nan
+    found["posterior"].mu.values[:] = np.nan
+    axes = panel(plots.report(ARVIZ.container(found, {}), diagnosis=()), "Parameters")
+    kept = found["posterior"].tau.values[0, 10:]
+    (ax,) = [ax for ax in axes if ax.get_title() == "tau"]
+    assert ax.get_lines()[2].get_xdata()[0] == pytest.approx(np.median(kept))
+
+
+def test_the_head_names_the_library_of_the_data_and_no_lambda():
+    attrs = {"inference_library": "numpyro", "inference_library_version": "0.18"}
+    other = ARVIZ.container(groups(), attrs)
+    assert "numpyro 0.18" in texts(plots.report(other, diagnosis=()))
+    nameless = ARVIZ.container(groups(), {"inference_library_version": "4.2.2"})
+    assert "4.2.2" not in texts(plots.report(nameless, diagnosis=()))
+    assert "<lambda>" not in texts(page("parameters of 3 runs")) and "AutoNormal" in texts(page("one method"))
+
+
+@pytest.mark.parametrize(("value", "error", "text"), [
+    (-2153.4, 4.2, "-2153 ± 4"), (29.4, 18.0, "30 ± 20"), (0.12345, 0.0967, "0.1 ± 0.1"),
+    (-3e-5, 2e-3, "0.000 ± 0.002"),
+    (1.2345e-7, 3e-9, "1.23e-07 ± 3e-09"), (0.0, 2e-9, "0 ± 2e-09"),
+    (-1.5e7, 2e5, "-1.50e+07 ± 2e+05"), (0.25, 1e-17, "0.25 ± 1e-17"),
+    (0.0, 0.0, "0"), (0.5, 0.0, "0.5 ± 0"), (2.0, None, "2"), (12.0, 310.0, "0 ± 300"),
+])  # fmt: skip
+def test_numbers_have_the_digits_of_their_errors(value, error, text):
+    assert written(value, error) == text
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_rounding_errors_are_zero(scale, tmp_path):
+    """In the unit of the outputs: a defect of small outputs is none."""
+    found = groups_of(regression(chains=1))
+    outputs = found["orbit_predictive"]["mean"].values
+    outputs[:] = scale * outputs[:, :, :1]
+    outputs[:, :, 2] *= 1 + 1e-15
+    outputs[:, ::2, 3] *= 2
+    rows = [Row("equivariance", "defect", 1e-17, 2e-17, 0.0, "0 up to rounding", ""),
+            Row("equivariance", "symmetric_kl", -1e-16, 2e-17, 0.0, "small", ""),
+            Row("prediction", "p", 1e-17, 2e-18, 0.0, "", "")]  # fmt: skip
+    plots.report_html(ARVIZ.container(found, attributes()), tmp_path / "r.html", Table(rows))
+    cells = read(tmp_path / "r.html").cells
+    assert cells[cells.index("r180") + 1] == "0" and " ± " in cells[cells.index("r270") + 1]
+    assert [cells[cells.index(name) + 1] for name in ("symmetric_kl", "p")] == ["0", "1.0e-17 ± 2e-18"]
+    assert "0" == cells[len(cells) - cells[::-1].index("defect")]
+
+
+@pytest.mark.parametrize("draw", [plots.report, lambda idata: plots.report_html(idata, "never.html")])
+@pytest.mark.parametrize(("given", "match"), [
+    ("net.nc", r"got the path 'net\.nc'\. Read it with pe\.from_netcdf\(path\)"),
+    (Path("net.nc"), "from_netcdf"),
+    ({"posterior": 1}, "got dict"), (None, "got NoneType"), (np.ones(3), "got ndarray"),
+])  # fmt: skip
+def test_what_is_no_arviz_data_is_refused(draw, given, match):
+    with pytest.raises(DataError, match=match) as caught:
+        draw(given)
+    assert "\n" not in str(caught.value)
+
+
 def test_outputs_that_move_need_the_symmetry():
     group = pe.CyclicGroup(2)
     found = groups(group, classes=2)
@@ -416,8 +586,8 @@ def test_html_tables_hold_the_numbers(tmp_path):
     defect = metrics.defect_by_element(run)[2]
     labels = torch.as_tensor(groups_of(idata)["observed_data"].y.values)
     accuracy, error = (f(run.mean(0)[2], labels).item() for f in (metrics.accuracy, metrics.calibration_error))
-    assert cells[row + 1] == f"{defect.value:.3g} ± {defect.se:.1g}"
-    assert cells[row + 2].startswith(f"{accuracy:.3g} ± ") and cells[row + 4].startswith(f"{error:.3g} ± ")
+    assert cells[row + 1] == f"{defect.value:.3f} ± {defect.se:.3f}" and f"{defect.se:.0e}".endswith("e-03")
+    assert cells[row + 2].startswith(f"{accuracy:.6g} ± 0") and cells[row + 4].startswith(f"{error:.2f} ± 0.")
     quantity = cells.index("quantity 3")
     assert cells[quantity : quantity + 5] == ["quantity 3", "0.37 ± 0.01", "", "flat", "definition <3> & ünits"]
 

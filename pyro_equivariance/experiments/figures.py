@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .. import metrics
-from ..plots import BLACK, BLUE, CYCLE, DASHES, GREEN, RED, Axes, Figure, Line2D, NullLocator, save, styled
+from ..plots.base import BLACK, BLUE, CYCLE, DASHES, GREEN, RED, Axes, Figure, Line2D, NullLocator, save, styled
 from .ensemble_figures import ensembles
 
 __all__ = ["assumptions", "certificate", "ensembles", "families", "priors", "samples", "save"]

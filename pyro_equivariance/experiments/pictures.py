@@ -70,7 +70,8 @@ def draw_all(out: Path, results: dict, idata) -> None:
     for history in results["histories"]:
         numbers = {name: values for name, values in history.items() if isinstance(values, list)}
         histories.setdefault(history["method"], []).append(numbers)
-    plots.save(plots.accuracy(results["runs"]), out / "accuracy.png")
+    tested = groups["test_predictive"].sizes["test_image"]
+    plots.save(plots.accuracy(results["runs"], test_size=tested), out / "accuracy.png")
     plots.save(plots.defect(results["runs"]), out / "defect.png")
     plots.save(plots.training(histories), out / "training.png")
     if tracked := {name: several for name, several in histories.items() if "defect" in several[0]}:

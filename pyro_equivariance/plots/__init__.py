@@ -5,22 +5,7 @@ notebook shows a figure that ends a cell once ``matplotlib.pyplot`` has been imp
 colour-blind readers tell apart, and no two texts overlap at the default sizes.
 """
 
-# Besides the pictures, what others need to draw in the same style.
-from .base import (  # noqa: F401
-    BLACK,
-    BLUE,
-    CYCLE,
-    DASHES,
-    GREEN,
-    RED,
-    STYLE,
-    Axes,
-    Figure,
-    Line2D,
-    NullLocator,
-    save,
-    styled,
-)
+from .base import save, styled
 from .calibration import calibration_under_rotation, ranks, reliability
 from .comparisons import accuracy, defect, defect_by_element
 from .document import report, report_html

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 
@@ -63,8 +63,11 @@ def save(figure: Figure | Axes, path: str | os.PathLike) -> None:
 
     :param figure: a figure, or axes of it.
     :param path: the file, in a folder that exists.
+    :raises DataError: for something that is neither.
     """
     figure = figure.get_figure() if isinstance(figure, Axes) else figure
+    if not callable(getattr(figure, "savefig", None)):
+        raise wrong_kind("a figure or axes", figure)
     write_whole(path, lambda part: figure.savefig(part, format="png", dpi=DPI))
 
 
@@ -79,8 +82,33 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
         part.unlink(missing_ok=True)
 
 
+def wrong_kind(expected: str, value: object) -> DataError:
+    """The error for an argument that is of no use for a picture.
+
+    >>> wrong_kind("a tensor", "net.nc")
+    DataError('Expected a tensor; got str.')
+    """
+    kind = type(value).__name__
+    known = kind in ("InferenceData", "DataTree", "Dataset", "DataArray")
+    way_out = " Draw ArviZ data with pe.plots.report, or pass a variable's .values." if known else ""
+    return DataError(f"Expected {expected}; got {kind}.{way_out}")
+
+
+def as_tensor(values) -> torch.Tensor:
+    """Numbers of any kind; data of another kind are an error."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
+        raise wrong_kind("a tensor or an array of numbers", values) from error
+
+
+def as_tensors(values) -> dict[str, torch.Tensor]:
+    """Tensors by name, a single one by the empty name."""
+    return {name: as_tensor(own) for name, own in (values.items() if isinstance(values, Mapping) else [("", values)])}
+
+
 def as_array(values) -> np.ndarray:
-    return torch.as_tensor(values).detach().cpu().double().numpy()
+    return as_tensor(values).detach().cpu().double().numpy()
 
 
 def as_number(value: float | None) -> float:
@@ -92,6 +120,30 @@ def checked_names(names: Sequence[str] | None, count: int, what: str) -> list[st
     if len(names) != count:
         raise DataError(f"Expected a name for each {what}, {count}; got {len(names)}.")
     return names
+
+
+def written(value: float | None, error: float | None = None) -> str:
+    """A number, rounded to the place of the only digit of its error, where there is one.
+
+    >>> written(0.12345, 0.0067), written(-2153.4, 4.2), written(29.4, 18.0), written(2.0, float("nan")), written(None)
+    ('0.123 ± 0.007', '-2153 ± 4', '30 ± 20', '2', '')
+    """
+    if value is None or not np.isfinite(value):
+        return "" if value is None else str(value)
+    if error is None or not np.isfinite(error):
+        return f"{value:.4g}"
+    if error == 0 or error < abs(value) / 1e6:
+        return f"{value:.6g} ± {error:.1g}" if value or error else "0"
+    place = int(f"{error:.0e}".split("e")[1])
+    value, error = (round(number, -place) for number in (value, error))
+    if 1e-4 <= max(abs(value), error) < 1e6:
+        return f"{value + 0.0:.{max(-place, 0)}f} ± {error:.{max(-place, 0)}f}"
+    return f"{_scientific(value, place)} ± {_scientific(error, place)}"
+
+
+def _scientific(value: float, place: int) -> str:
+    """With digits down to a power of ten."""
+    return f"{value:.{max(math.floor(math.log10(abs(value))) - place, 0)}e}" if value else "0"
 
 
 def legend_above(ax: Axes) -> None:

@@ -20,6 +20,8 @@ from .base import (
     Figure,
     FigureBase,
     MaxNLocator,
+    as_tensor,
+    as_tensors,
     checked_names,
     dodges,
     label_columns,
@@ -29,6 +31,7 @@ from .base import (
     remove_all,
     shortened,
     styled,
+    wrong_kind,
 )
 
 Z95 = 1.959963984540054  # the 97.5 % quantile of the standard Normal
@@ -63,7 +66,7 @@ def reliability(probs: Tensor | Mapping[str, Tensor], labels: Tensor, bins: int 
     >>> ax.get_legend().get_texts()[1].get_text()
     'ECE 0.300'
     """
-    series = probs if isinstance(probs, Mapping) else {"": probs}
+    series, labels = as_tensors(probs), as_tensor(labels)
     if not series:
         raise DataError("Expected at least one set of probabilities; got none.")
     return draw_reliability(ax, {name: (values, labels) for name, values in series.items()}, bins)
@@ -187,8 +190,8 @@ def calibration_under_rotation(
     >>> [ax.get_ylabel() for ax in figure.axes]
     ['accuracy', 'NLL (nats)', 'ECE']
     """
-    by_method = probs if isinstance(probs, Mapping) else {"": probs}
-    scores = {method: scores_by_element(values, labels, bins) for method, values in by_method.items()}
+    labels = as_tensor(labels)
+    scores = {method: scores_by_element(values, labels, bins) for method, values in as_tensors(probs).items()}
     figure = Figure(figsize=(7.2, 2.6))
     draw_scores(figure, scores, names)
     return figure
@@ -266,6 +269,7 @@ def ranks(vsbc, quantities: Sequence[str] | None = None, alpha: float = 0.05) ->
     :param quantities: the names to show; all by default.
     :param float alpha: in (0, 1).
     :raises OptionError: for a quantity that there is not, or an alpha outside (0, 1).
+    :raises DataError: for something that is no such result.
 
     >>> from types import SimpleNamespace
     >>> result = SimpleNamespace(ranks=np.arange(100)[:, None] % 20, quantities=["mu"], draws=19)
@@ -275,6 +279,8 @@ def ranks(vsbc, quantities: Sequence[str] | None = None, alpha: float = 0.05) ->
     """
     if not 0 < alpha < 1:
         raise OptionError(f"Expected alpha, the probability of a false alarm, in (0, 1); got {alpha!r}.")
+    if not all(hasattr(vsbc, name) for name in ("ranks", "quantities", "draws")):
+        raise wrong_kind("the result of pe.vsbc", vsbc)
     known = list(vsbc.quantities)
     shown = known if quantities is None else list(quantities)
     if missing := [name for name in shown if name not in known] or not shown:

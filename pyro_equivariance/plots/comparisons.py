@@ -16,25 +16,32 @@ from .base import (
     Figure,
     MaxNLocator,
     as_number,
+    as_tensors,
     checked_names,
     dodges,
     label_rows,
     legend_above,
+    line_styles,
     linear_width,
     marks,
     scale_through_zero,
     shortened,
     styled,
+    wrong_kind,
 )
 
 
 @styled
-def accuracy(runs: Sequence[Mapping], ax: Axes | None = None) -> Axes:
+def accuracy(runs: Sequence[Mapping], ax: Axes | None = None, *, test_size: int = 0) -> Axes:
     """The accuracy of each method on upright and on moved test inputs: mean over seeds, and each seed.
 
-    :param runs: the ``runs`` of ``results.json``, with ``method``, ``accuracy`` and ``accuracy_orbit``; a number$
+    With a number N of test inputs each point has a bar, ± its binomial standard error √(a (1 − a) / N). That of the
+    moved copies takes those of one input as right or wrong together, so it is at most too long.
+
+    :param runs: the ``runs`` of ``results.json``, with ``method``, ``accuracy`` and ``accuracy_orbit``; a number
         that is ``None`` is left out.
     :param Axes ax: where to draw; ``None`` for a new figure.
+    :param int test_size: N; 0 for a number that is not known, and no bars.
     :raises DataError: for no runs.
 
     >>> ax = accuracy([{"method": "baseline", "accuracy": 0.97, "accuracy_orbit": 0.6}])
@@ -43,12 +50,12 @@ def accuracy(runs: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     """
     methods = _by_method(runs)
     ax = ax or _method_axes(methods)
-    _points(ax, methods, "accuracy", -0.17, "upright", BLUE, "o")
-    _points(ax, methods, "accuracy_orbit", 0.17, "all moved copies", RED, "D")
+    _points(ax, methods, "accuracy", -0.17, "upright", BLUE, "o", test_size)
+    _points(ax, methods, "accuracy_orbit", 0.17, "all moved copies", RED, "D", test_size)
     if len(runs) > len(methods):
         ax.plot([], [], "|", color=BLACK, ms=11, mew=1.5, label="mean over seeds")
     label_rows(ax, list(methods))
-    ax.set_xlabel("accuracy (fraction of test inputs)")
+    ax.set_xlabel("accuracy (fraction of test inputs)" + (", ±1 standard error" if test_size else ""))
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.margins(x=0.08)
     legend_above(ax)
@@ -111,8 +118,7 @@ def defect_by_element(
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['r90', 'r180', 'r270']
     """
-    by_method = outputs if isinstance(outputs, Mapping) else {"": outputs}
-    estimates = {m: metrics.defect_by_element(draws, action=action) for m, draws in by_method.items()}
+    estimates = {m: metrics.defect_by_element(draws, action=action) for m, draws in as_tensors(outputs).items()}
     return draw_defects(ax, estimates, names)
 
 
@@ -146,8 +152,35 @@ def draw_defects(
     return ax
 
 
+def draw_method_intervals(ax: Axes, values: Mapping[str, np.ndarray]) -> None:
+    """A row for each method: the median and the central 90 % of the draws of each run."""
+    for row, (runs, style) in enumerate(zip(values.values(), marks(len(values)), strict=True)):
+        for run, shift in zip(runs, dodges(len(runs)), strict=True):
+            low, middle, high = np.quantile(run, (0.05, 0.5, 0.95))
+            ax.plot([low, high], [row + shift] * 2, color=style["color"], lw=1.2)
+            ax.plot(middle, row + shift, style["fmt"], color=style["color"], mfc=style["mfc"], ms=3)
+    label_rows(ax, [shortened(name, 24) for name in values])
+    ax.set_xlabel("nats per datum: median, 90 % of each run's draws")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def draw_run_ranks(ax: Axes, runs: np.ndarray) -> None:
+    """The ranks of each run's draws among those of all: flat where the runs agree."""
+    ranks = runs.ravel().argsort().argsort().reshape(runs.shape)
+    bins = int(np.clip(runs.shape[1] // 10, 2, 20))
+    for i, (run, (color, dash)) in enumerate(zip(ranks, line_styles(len(ranks)), strict=True)):
+        counts, edges = np.histogram(run, bins, (-0.5, runs.size - 0.5))
+        ax.stairs(counts, edges, color=color, ls=dash, lw=1, label=f"run {i}" if len(ranks) < 8 else None)
+    ax.axhline(runs.shape[1] / bins, color=BLACK, lw=0.7, label="equal runs")
+    ax.set(xlabel="rank among the draws of all runs", ylabel="draws", ylim=(0, None))
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    legend_above(ax)
+
+
 def _by_method(runs: Sequence[Mapping]) -> dict[str, list[Mapping]]:
     """The runs of each method, in the order in which the methods first appear."""
+    if not isinstance(runs, Sequence) or not all(isinstance(run, Mapping) and "method" in run for run in runs):
+        raise wrong_kind("runs, a list of dicts with 'method' as in results.json", runs)
     methods: dict[str, list[Mapping]] = {}
     for run in runs:
         methods.setdefault(run["method"], []).append(run)
@@ -161,13 +194,18 @@ def _method_axes(methods: Mapping) -> Axes:
     return Figure(figsize=(5.5, 1.3 + 0.38 * len(methods))).subplots()
 
 
-def _points(ax: Axes, methods: Mapping, field: str, shift: float, label: str, color: str, marker: str) -> None:
-    """A point for each run, and a bar at the mean over the runs of a method."""
+def _points(
+    ax: Axes, methods: Mapping, field: str, shift: float, label: str, color: str, marker: str, test_size: int
+) -> None:  # fmt: skip
+    """A point for each run with its binomial error, and a bar at the mean over the runs of a method."""
     for row, group in enumerate(methods.values()):
         values = np.array([as_number(run.get(field)) for run in group])
         known = values[np.isfinite(values)]
         at = np.full(len(known), row + shift)
         ax.plot(known, at, marker, color=color, alpha=0.6, ms=4.5, mew=0, label=None if row else label)
+        if test_size:
+            error = np.sqrt(known * (1 - known) / test_size)
+            ax.hlines(at, known - error, known + error, color=color, alpha=0.6, lw=0.9)
         if len(known) > 1:
             ax.plot(known.mean(), at[0], "|", color=color, ms=11, mew=1.5)
 

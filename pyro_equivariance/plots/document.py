@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ..errors import OptionError
 from ..symmetry import Symmetry
-from .base import DPI, Figure, save, styled, write_whole
+from .base import DPI, Figure, save, styled, write_whole, written
 from .calibration import TITLES
 from .page import WIDTH, Panel, diagnosis_rows, draw_page, draw_panel, pictures, run_mean_scores
-from .summary import Evidence, comparison, evidence_of, head_lines, written
+from .summary import Evidence, comparison, evidence_of, head_lines
 
 STYLE_SHEET = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 60rem; margin: 0 auto;
@@ -39,12 +39,14 @@ def report(
 ) -> Figure:
     """One page on a posterior from its ArviZ data: pictures, and the table of its diagnosis.
 
-    With all groups there: the predictive over the orbit of one input, the defect of each group element, reliability on
-    upright data and on all moved copies, scores on each moved copy, the loss and the mean log likelihood of each run,
-    and :func:`~pyro_equivariance.diagnose`'s table. What the data lack is left out and named at the end. Data with
-    several methods, a dimension ``method_name``, are compared; the page then has a table of the methods, and the HTML
-    file the diagnosis of each as well. Runs of a method are pooled in the predictive over the orbit and in reliability,
-    and averaged elsewhere.
+    With all groups there: the predictive over the orbit of one input, the defect of each group element, up to eight
+    scalars of the posterior, reliability on upright data and on all moved copies, scores on each moved copy, the loss
+    and the mean log likelihood of each run, and :func:`~pyro_equivariance.diagnose`'s table. What the data lack is left
+    out and named at the end, but for a network's parameters. Data with several methods, a dimension ``method_name``,
+    are compared; the page then has a table of the methods, and the HTML file the diagnosis of each as well. Runs of a
+    method are pooled in the predictive over the orbit and in reliability, and averaged elsewhere. A group
+    ``test_predictive``, as :func:`~pyro_equivariance.experiments.compare` writes it, has mean predictives of more data:
+    reliability and all scores are then of these, and the line below the title has both numbers of observations.
 
     :param idata: ArviZ data of either series: what :func:`~pyro_equivariance.to_arviz` gives, or several stacked.
     :param path: a file to write, ``.png`` or ``.html``, whole or not at all; see :func:`report_html`.
@@ -54,6 +56,7 @@ def report(
     :param int observation: the number of the input whose orbit is drawn.
     :returns: the figure, as wide as A4 and as high as its panels need.
     :raises OptionError: for a path with another suffix, or an observation that there is not.
+    :raises DataError: for something that is no ArviZ data.
 
     >>> import torch, pyro_equivariance as pe
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))

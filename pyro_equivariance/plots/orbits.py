@@ -23,6 +23,7 @@ from .base import (
     MaxNLocator,
     Patch,
     as_array,
+    as_tensors,
     checked_names,
     marks,
     panels,
@@ -31,10 +32,12 @@ from .base import (
     show_image,
     show_picture,
     styled,
+    wrong_kind,
 )
 
 SHOWN_ELEMENTS = 14  # as many copies have a colour and a marker of their own
 SHOWN_DRAWS = 300
+INTERVALS_PER_ROW = 4
 
 
 @styled
@@ -163,6 +166,10 @@ def parameters(
     >>> [points.get_offsets().tolist() for points in ax.collections][1]
     [[3.0, 1.0], [2.9000000953674316, 1.2000000476837158]]
     """
+    for given, kind, what in ((samples, Mapping, "a dict of draws by site"), (symmetry, Symmetry, "a Symmetry")):
+        if not isinstance(given, kind):
+            raise wrong_kind(what, given)
+    samples = as_tensors(samples)
     if not symmetry.group.is_indexed:
         raise DataError(f"Expected a group whose elements can be listed; got {symmetry.group}.")
     entries = _two_entries(samples) if entries is None else entries
@@ -182,6 +189,26 @@ def parameters(
     ax.set(xlabel=entries[0], ylabel=entries[1])
     ax.legend(title="moved by", loc="center left", bbox_to_anchor=(1.0, 0.5), title_fontsize=8)
     return ax
+
+
+def draw_intervals(figure: FigureBase, scalars: Mapping[str, Mapping[str, np.ndarray]], styles: Sequence[dict]) -> None:
+    """Small axes, one for each scalar; in each a row for each series of draws: median, central 50 % and 90 %."""
+    columns, rows = panels(len(scalars), INTERVALS_PER_ROW)
+    grid = figure.subplots(rows, max(columns, 2), squeeze=False)
+    for ax, (name, series) in zip(grid.flat, scalars.items(), strict=False):
+        for row, (label, draws) in enumerate(series.items()):
+            known, style = draws[np.isfinite(draws)], styles[row]
+            ends = np.quantile(known, (0.05, 0.25, 0.5, 0.75, 0.95)) if len(known) else np.full(5, np.nan)
+            ax.plot(ends[[0, 4]], [row, row], color=style["color"], lw=0.8)
+            ax.plot(ends[[1, 3]], [row, row], color=style["color"], lw=2.4, solid_capstyle="butt")
+            ax.plot(ends[2], row, style["fmt"], color=style["color"], mfc=style["mfc"], ms=3.5, label=label)
+        ax.set(yticks=[], ylim=(len(series) - 0.2, -0.6))
+        ax.spines["left"].set_visible(False)
+        ax.set_title(shortened(name, 24), fontsize=8)
+        ax.tick_params(axis="x", labelsize=7)
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.xaxis.get_offset_text().set_fontsize(7)
+    remove_all(grid.flat[len(scalars) :])
 
 
 def draw_orbit(

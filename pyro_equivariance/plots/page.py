@@ -9,9 +9,7 @@ from torch import Tensor
 
 from .. import metrics
 from .base import (
-    BLACK,
     BLUE,
-    CYCLE,
     GREY,
     PER_ROW,
     RED,
@@ -19,11 +17,8 @@ from .base import (
     Figure,
     FigureBase,
     Line2D,
-    MaxNLocator,
     dodges,
     label_columns,
-    label_rows,
-    legend_above,
     legend_columns,
     line_styles,
     marks,
@@ -31,12 +26,13 @@ from .base import (
     remove_all,
     shortened,
     show_image,
+    written,
 )
 from .calibration import Scores, draw_reliability, draw_scores, reliability_bins, scores_by_element
-from .comparisons import draw_defects
-from .orbits import draw_orbit, draw_orbit_beside
-from .summary import Evidence, Method, comparison, head_lines, moved_images, written
-from .traces import draw_losses, traces
+from .comparisons import draw_defects, draw_method_intervals, draw_run_ranks
+from .orbits import INTERVALS_PER_ROW, draw_intervals, draw_orbit, draw_orbit_beside
+from .summary import ROUNDING, Evidence, Method, comparison, head_lines, moved_images, scalars
+from .traces import NAMED_RUNS, draw_losses, traces
 
 WIDTH = 8.27  # inches, of A4
 BINS = 15
@@ -44,6 +40,7 @@ TABLE_SIZE = 6.3  # points
 TABLE_COLUMNS = 150
 LINE_HEIGHT = 1.42  # of a line of that table, in its size
 RELIABILITY_PER_ROW = 5
+PARAMETERS = 8
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,7 @@ def pictures(evidence: Evidence) -> list[Panel]:
             "likelihood": first.array("posterior", "mean_log_likelihood") is not None}  # fmt: skip
     before = ("defect", "losses") if several else ("defect", "reliability")
     found += [halves[name] for name in before if have[name]]
+    found += [_parameter_panel(evidence)] if first.parameters else []
     if first.scored and finite:
         title = "Calibration under rotation: scores on each moved copy of the data"
         found.append(Panel(title, 1.8, False, lambda place: _draw_scores(place, evidence)))
@@ -109,6 +107,29 @@ def pictures(evidence: Evidence) -> list[Panel]:
         title = "Reliability" + _pooled(first)
         found.append(Panel(title, 0.5 + 1.5 * rows, False, lambda place: _draw_reliabilities(place, evidence)))
     return found + [halves[name] for name in ("losses", "likelihood") if name not in before and have[name]]
+
+
+def _parameter_panel(evidence: Evidence) -> Panel:
+    """Some scalars of the posterior, by run, or by method with its runs pooled."""
+    total = sum(int(np.prod(array.shape[2:])) for array in evidence.first.parameters.values())
+    shown = {name: scalars(method.parameters, PARAMETERS) for name, method in evidence.methods.items()}
+    series = {
+        name: {method: own[name].ravel() for method, own in shown.items()} if evidence.several
+        else {f"run {i}": run for i, run in enumerate(draws)}
+        for name, draws in next(iter(shown.values())).items()
+    }  # fmt: skip
+    count = len(next(iter(series.values())))
+    each = count > 1 and not evidence.several
+    title = "Parameters: median, 50 % and 90 % of " + ("each run's draws" if each else "the draws")
+    title += f", {PARAMETERS} of {total:,}" if total > PARAMETERS else ""
+    height = 0.3 + panels(len(series), INTERVALS_PER_ROW)[1] * (0.5 + 0.08 * max(count, 3))
+
+    def draw(place: FigureBase) -> None:
+        draw_intervals(place, series, marks(count))
+        if each and count <= NAMED_RUNS:
+            place.legend(*place.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=count)
+
+    return Panel(title, height, False, draw)
 
 
 def _pooled(method: Method) -> str:
@@ -282,44 +303,19 @@ def run_mean_scores(method: Method) -> Scores:
 
 
 def _likelihood_height(evidence: Evidence) -> float:
-    return 0.7 + 0.17 * max(len(evidence.methods), 7)
+    return max(1.9, 0.1 + 0.24 * len(evidence.methods))
 
 
 def _draw_likelihood(place: FigureBase, evidence: Evidence) -> None:
     values = {n: m.array("posterior", "mean_log_likelihood").values for n, m in evidence.methods.items()}
     ax = place.subplots()
     if evidence.several:
-        _draw_intervals(ax, values)
+        draw_method_intervals(ax, values)
     elif len(values[""]) > 1:
-        _draw_run_ranks(ax, values[""])
+        draw_run_ranks(ax, values[""])
     else:
         ax.plot(values[""][0], color=BLUE, lw=0.7)
         ax.set(xlabel="draw", ylabel="log likelihood\n(nats per datum)")
-
-
-def _draw_intervals(ax: Axes, values: Mapping[str, np.ndarray]) -> None:
-    """A row for each method: the median and the central 90 % of the draws of each run."""
-    for row, runs in enumerate(values.values()):
-        for run, shift in zip(runs, dodges(len(runs)), strict=True):
-            low, middle, high = np.quantile(run, (0.05, 0.5, 0.95))
-            ax.plot([low, high], [row + shift] * 2, color=CYCLE[row % len(CYCLE)], lw=1.2)
-            ax.plot(middle, row + shift, "o", color=CYCLE[row % len(CYCLE)], ms=3)
-    label_rows(ax, [shortened(name, 24) for name in values])
-    ax.set_xlabel("nats per datum: median, 90 % of each run's draws")
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-
-
-def _draw_run_ranks(ax: Axes, runs: np.ndarray) -> None:
-    """The ranks of each run's draws among those of all: flat where the runs agree."""
-    ranks = runs.ravel().argsort().argsort().reshape(runs.shape)
-    bins = int(np.clip(runs.shape[1] // 10, 2, 20))
-    for i, (run, (color, dash)) in enumerate(zip(ranks, line_styles(len(ranks)), strict=True)):
-        counts, edges = np.histogram(run, bins, (-0.5, runs.size - 0.5))
-        ax.stairs(counts, edges, color=color, ls=dash, lw=1, label=f"run {i}" if len(ranks) < 8 else None)
-    ax.axhline(runs.shape[1] / bins, color=BLACK, lw=0.7, label="equal runs")
-    ax.set(xlabel="rank among the draws of all runs", ylabel="draws", ylim=(0, None))
-    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    legend_above(ax)
 
 
 # Tables
@@ -351,8 +347,14 @@ def _text_panels(evidence: Evidence) -> list[Panel]:
 
 def diagnosis_rows(diagnosis) -> list[tuple[str, str, str, str, str]]:
     """Section, name, value with its error, spread over runs, and verdict, as texts."""
-    return [(str(row.section), str(row.name), written(row.value, row.se), _spread(row.spread), str(row.verdict))
+    return [(str(row.section), str(row.name), _number(row), _spread(row.spread), str(row.verdict))
             for row in getattr(diagnosis, "rows", diagnosis)]  # fmt: skip
+
+
+def _number(row) -> str:
+    """The value with its error; zero where it is one up to rounding, as a verdict says for the unit of the outputs."""
+    small = row.name == "symmetric_kl" and row.value is not None and abs(row.value) < ROUNDING
+    return "0" if small or str(row.verdict).startswith("0 up to rounding") else written(row.value, row.se)
 
 
 def _spread(value: float | None) -> str:

@@ -1,9 +1,11 @@
 """What a report reads from ArviZ data: each method's predictives, scores and traces, and what is missing."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
@@ -11,13 +13,15 @@ import xarray as xr
 from torch import Tensor
 
 from .. import metrics
-from ..errors import OptionError, SymmetryError
+from ..errors import DataError, OptionError, SymmetryError
 from ..groups import CyclicGroup, DihedralGroup
 from ..representations import image
 from ..symmetry import Symmetry
-from .base import shortened
+from .base import shortened, written
 
 METHOD = "method_name"
+LOG_LIKELIHOOD = "mean_log_likelihood"
+ROUNDING = 1e-12  # of the squared outputs: a defect below it is zero up to rounding
 GROUPS = {"CyclicGroup": CyclicGroup, "DihedralGroup": DihedralGroup}
 
 
@@ -45,9 +49,20 @@ class Method:
         return self.array("orbit_predictive", "mean") if probs is None else probs
 
     @cached_property
+    def tested(self) -> xr.Dataset | None:
+        """Mean predictives of more data, ``probs`` ``(chain, element, test_image, class)``, and their ``label``."""
+        found = self.groups.get("test_predictive", xr.Dataset())
+        axes = {"chain", "element", "test_image", "class"}
+        if not {"probs", "label"} <= set(found) or set(found.probs.dims) != axes:
+            return None
+        same = self.orbit is None or [str(name) for name in found["element"].values] == self.elements
+        return found.transpose("chain", "element", "test_image", "class") if same else None
+
+    @cached_property
     def finite(self) -> bool:
         """Whether predictions, as far as there are any, hold neither NaN nor inf."""
-        known = (a for a in (self.orbit, self.array("posterior_predictive", "probs")) if a is not None)
+        tested = None if self.tested is None else self.tested.probs
+        known = (a for a in (self.orbit, tested, self.array("posterior_predictive", "probs")) if a is not None)
         return all(bool(np.isfinite(a.values).all()) for a in known)
 
     @property
@@ -56,20 +71,37 @@ class Method:
 
     @cached_property
     def elements(self) -> list[str]:
-        return [str(name) for name in self.orbit["element"].values]
+        source = self.tested if self.orbit is None else self.orbit
+        return [str(name) for name in source["element"].values]
 
     @cached_property
     def chains(self) -> int:
         return max((d.sizes["chain"] for d in self.groups.values() if "chain" in d.sizes), default=1)
 
     @cached_property
-    def labels(self) -> Tensor | None:
-        """The classes ``(chain, N)``, the same in all runs unless they have data of their own."""
+    def count(self) -> int | None:
+        """The number of observations that the draws are of."""
+        pointwise = next((a for a in self.groups.get("log_likelihood", {}).values() if a.ndim == 3), None)
+        if pointwise is not None:
+            return pointwise.shape[2]
+        return None if self.orbit is None else self.orbit.shape[3]
+
+    @cached_property
+    def observed_labels(self) -> Tensor | None:
+        """The classes ``(chain, N)`` of the draws' data, the same in all runs unless they have data of their own."""
         observed = self.groups.get("observed_data", {})
         found = [a for a in observed.values() if np.issubdtype(a.dtype, np.integer)]
         if len(found) != 1 or found[0].ndim > 2:
             return None
-        values = torch.as_tensor(found[0].values).long()
+        return self._by_run(found[0])
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """The classes ``(chain, N)`` of the data that are scored, the tested ones where there are any."""
+        return self.observed_labels if self.tested is None else self._by_run(self.tested.label)
+
+    def _by_run(self, labels: xr.DataArray) -> Tensor:
+        values = torch.as_tensor(labels.values).long()
         return values.expand(self.chains, -1) if values.ndim == 1 else values
 
     @cached_property
@@ -85,13 +117,15 @@ class Method:
 
     @cached_property
     def orbit_mean(self) -> Tensor:
-        """Each run's mean predictive ``(chain, |G|, N, K)``."""
+        """Each run's mean predictive ``(chain, |G|, N, K)`` of the data that are scored."""
+        if self.tested is not None:
+            return _tensor(self.tested.probs)
         return _tensor(self.array("orbit_predictive", "probs")).mean(1)
 
     @cached_property
     def upright(self) -> Tensor | None:
         """Each run's mean predictive on the data as they are, ``(chain, N, K)``."""
-        if self.has_classes:
+        if self.tested is not None or self.has_classes:
             return self.orbit_mean[:, 0]
         probs = self.array("posterior_predictive", "probs")
         return None if probs is None else _tensor(probs).mean(1)
@@ -105,7 +139,13 @@ class Method:
         return x.values[observation] if x.ndim == 4 and x.shape[1] in (1, 3) else None
 
     def label(self, observation: int) -> int | None:
-        return None if self.labels is None else int(self.labels[0, observation])
+        return None if self.observed_labels is None else int(self.observed_labels[0, observation])
+
+    @cached_property
+    def parameters(self) -> dict[str, xr.DataArray]:
+        """The sites of the posterior, ``(chain, draw, ...)``; none for networks, unless they were asked for."""
+        return {str(name): a.transpose("chain", "draw", ...) for name, a in self.groups.get("posterior", {}).items()
+                if name != LOG_LIKELIHOOD and {"chain", "draw"} <= set(a.dims) and a.dtype.kind in "fiub"}  # fmt: skip
 
     @cached_property
     def defects(self) -> list[metrics.Estimate]:
@@ -113,11 +153,19 @@ class Method:
         if not self.finite:
             return [metrics.Estimate(np.nan, np.nan)] * len(self.elements)
         runs = [metrics.defect_by_element(_tensor(run), action=self.action) for run in self.orbit]
-        return [_mean(several) for several in zip(*runs, strict=True)]
+        return [self._rounded(_mean(several)) for several in zip(*runs, strict=True)]
 
     @cached_property
     def defect(self) -> metrics.Estimate:
-        return _mean([metrics.equivariance_defect(_tensor(run), action=self.action) for run in self.orbit])
+        runs = [metrics.equivariance_defect(_tensor(run), action=self.action) for run in self.orbit]
+        return self._rounded(_mean(runs))
+
+    def _rounded(self, defect: metrics.Estimate) -> metrics.Estimate:
+        """Zero where a defect is one up to rounding."""
+        draws, count = self.orbit.shape[1], self.orbit.shape[3]
+        scale = float(np.square(self.orbit.values[:, :, 0]).sum()) / (len(self.orbit) * draws * count)
+        small = max(abs(defect.value), float(np.nan_to_num(defect.se))) < ROUNDING * scale
+        return metrics.Estimate(0.0, 0.0) if small else defect
 
     def missing(self) -> dict[str, str]:
         """For each panel that cannot be drawn, the reason."""
@@ -138,7 +186,7 @@ class Method:
         return reasons | self._missing_traces()
 
     def _missing_traces(self) -> dict[str, str]:
-        wanted = {"training": ("variational", "loss"), "log likelihood": ("posterior", "mean_log_likelihood")}
+        wanted = {"training": ("variational", "loss"), "log likelihood": ("posterior", LOG_LIKELIHOOD)}
         return {panel: f"no {group}.{name}" for panel, (group, name) in wanted.items()
                 if self.array(group, name) is None}  # fmt: skip
 
@@ -155,7 +203,8 @@ class Method:
     @property
     def scored(self) -> bool:
         """Whether there are labels for predictions on the moved copies."""
-        return self.orbit is not None and self.has_classes and self.outputs_known and self.labels is not None
+        predicted = self.tested is not None or self.has_classes
+        return predicted and self.outputs_known and self.labels is not None
 
 
 @dataclass(frozen=True)
@@ -191,6 +240,7 @@ def evidence_of(idata, diagnosis, symmetry: Symmetry | None, observation: int, e
     """Read the data; diagnose the only method, or each where ``every_diagnosis`` is asked for."""
     from ..diagnostics.base import groups_of  # here, since it imports ArviZ
 
+    _check_kind(idata)
     groups, attrs = groups_of(idata), dict(idata.attrs)
     attrs = next((d.attrs for d in groups.values() if d.attrs), {}) | attrs
     methods = methods_of(groups, attrs, symmetry)
@@ -204,6 +254,15 @@ def evidence_of(idata, diagnosis, symmetry: Symmetry | None, observation: int, e
     return Evidence(methods, attrs, symmetry, diagnosis or {}, observation)
 
 
+def _check_kind(idata) -> None:
+    """Refuse what is no ArviZ data of either series, in which groups are listed by a method, or a tree."""
+    if isinstance(idata, str | os.PathLike):
+        raise DataError(f"Expected ArviZ data; got the path {str(idata)!r}. Read it with pe.from_netcdf(path).")
+    if not isinstance(idata, xr.DataTree) and not callable(getattr(idata, "groups", None)):
+        kind = type(idata).__name__
+        raise DataError(f"Expected ArviZ data; got {kind}. Pass what pe.to_arviz or pe.from_netcdf returns.")
+
+
 def _diagnosed(method: Method, attrs: Mapping, symmetry: Symmetry | None):
     from ..diagnostics import diagnose
     from ..diagnostics.base import ARVIZ
@@ -215,23 +274,33 @@ def head_lines(evidence: Evidence) -> tuple[str, str]:
     """The title, and a line with the sizes and the origin of the data."""
     attrs, first = evidence.attrs, evidence.first
     guide = "" if evidence.several else str(attrs.get("guide", ""))
-    title = "Posterior report" + (f": {shortened(guide, 60)}" if guide else "")
+    named = guide and "<" not in guide  # as in the names of lambdas
+    title = "Posterior report" + (f": {shortened(guide, 60)}" if named else "")
     sizes = next((d.sizes for d in first.groups.values() if "draw" in d.sizes), {})
     parts = [f"{len(evidence.methods)} methods"] if evidence.several else []
     parts += [_counted(sizes.get("chain", 1), "run") + (f" × {sizes['draw']} draws" if "draw" in sizes else "")]
-    pointwise = next((a for a in first.groups.get("log_likelihood", {}).values() if a.ndim == 3), None)
-    parts += [] if pointwise is None else [_counted(pointwise.shape[2], "observation")]
+    parts += _observations(first)
     group = attrs.get("group") or (evidence.symmetry and repr(evidence.symmetry.group))
     parts += [f"group {group}"] if group else []
     for key, name in (("seed", "seed"), ("fit_seed", "fits' seeds"), ("rule", "rule"), ("fit_loss", "loss")):
         parts += [f"{name} {attrs[key]}"] if key in attrs and str(attrs[key]) != "None" else []
-    for key, name in (("inference_library_version", "pyro"), ("pyro_equivariance_version", "pyro-equivariance")):
-        parts += [f"{name} {attrs[key]}"] if key in attrs else []
+    for name, key in ((attrs.get("inference_library"), "inference_library_version"),
+                      ("pyro-equivariance", "pyro_equivariance_version")):  # fmt: skip
+        parts += [f"{name} {attrs[key]}"] if name and key in attrs else []
     return title, ", ".join(parts)
 
 
+def _observations(method: Method) -> list[str]:
+    """How many observations the panels are of."""
+    draws = [] if method.count is None else [_counted(method.count, "observation")]
+    if method.tested is None:
+        return draws
+    scored = _counted(method.tested.sizes["test_image"], "observation")
+    return [f"reliability and scores of {scored}"] + [f"all else of {own}" for own in draws]
+
+
 def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def methods_of(groups: Mapping[str, xr.Dataset], attrs: Mapping, symmetry: Symmetry | None) -> dict[str, Method]:
@@ -258,6 +327,25 @@ def moved_images(x: np.ndarray, elements: list[str], attrs: Mapping, symmetry: S
     return action.orbit(torch.as_tensor(x)).numpy()
 
 
+def scalars(parameters: Mapping[str, xr.DataArray], most: int) -> dict[str, np.ndarray]:
+    """The draws ``(chain, draw)`` of at most so many scalars, of as many sites as possible, by name.
+
+    >>> theta = xr.DataArray(np.zeros((1, 5, 2)), dims=("chain", "draw", "school"), coords={"school": ["A", "B"]})
+    >>> list(scalars({"theta": theta, "tau": theta[..., 0]}, 2))
+    ['theta[A]', 'tau']
+    """
+    entries = [(position, order, index) for order, array in enumerate(parameters.values())
+               for position, index in enumerate(islice(np.ndindex(array.shape[2:]), most))]  # fmt: skip
+    chosen = sorted(sorted(entries)[:most], key=lambda entry: entry[1::-1])
+    arrays = list(parameters.items())
+    found = {}
+    for _, order, index in chosen:
+        name, array = arrays[order]
+        labels = [str(array[axis].values[i]) for axis, i in zip(array.dims[2:], index, strict=True)]
+        found[f"{name}[{', '.join(labels)}]" if labels else name] = array.values[(..., *index)].astype(float)
+    return found
+
+
 def comparison(methods: Mapping[str, Method]) -> tuple[list[str], list[list[str]]]:
     """A table of the methods: its head, and a row of texts for each; what cannot be computed is left empty."""
     head = ["method", "upright", "accuracy", "NLL", "ECE", "defect ± se", "log likelihood ± sd"]
@@ -280,21 +368,8 @@ def _written_defect(method: Method) -> str:
 
 
 def _written_likelihood(method: Method) -> str:
-    values = method.array("posterior", "mean_log_likelihood")
+    values = method.array("posterior", LOG_LIKELIHOOD)
     return "" if values is None else written(float(values.mean()), float(values.std()))
-
-
-def written(value: float | None, error: float | None = None) -> str:
-    """A number with its error, the error where there is one.
-
-    >>> written(0.12345, 0.0067), written(2.0, float("nan")), written(None)
-    ('0.123 ± 0.007', '2', '')
-    """
-    if value is None or not np.isfinite(value):
-        return "" if value is None else str(value)
-    if error is None or not np.isfinite(error):
-        return f"{value:.4g}"
-    return f"{value:.3g} ± {error:.1g}"
 
 
 def _recorded_action(shape: tuple[int, ...], elements: list[str], attrs: Mapping):

@@ -20,6 +20,7 @@ from .base import (
     linear_width,
     scale_through_zero,
     styled,
+    wrong_kind,
 )
 
 EPSILONS = tuple(10.0 ** (e / 10) for e in range(-20, 1))
@@ -34,12 +35,15 @@ def defect_sweep(sweep: metrics.DefectSweep) -> Figure:
     goes through zero and is linear in the shaded band.
 
     :param DefectSweep sweep: of :func:`~pyro_equivariance.metrics.defect_sweep`.
+    :raises DataError: for something else.
 
     >>> import torch
     >>> sweep = metrics.defect_sweep(lambda draws, independent: torch.randn(draws, 4, 5, 3), sizes=(2, 4), repeats=5)
     >>> [ax.get_title() for ax in defect_sweep(sweep).axes]
     ['mean ± standard error', 'spread over re-evaluations']
     """
+    if not isinstance(sweep, metrics.DefectSweep):
+        raise wrong_kind("the result of metrics.defect_sweep", sweep)
     figure = Figure(figsize=(7.2, 3.2))
     left, right = figure.subplots(1, 2)
     _sweep_means(left, sweep)
@@ -77,19 +81,27 @@ def sample_size(
     >>> [line.get_label() for line in ax.get_lines()][:2]
     ['unbiased, δ = 0.1', 'biased, δ = 0.1']
     """
+    epsilons, deltas = _numbers(epsilons), _numbers(deltas)
     if not len(epsilons) or not len(deltas):
         raise DataError(f"Expected at least one epsilon and one delta; got {len(epsilons)} and {len(deltas)}.")
     ax = ax or Figure(figsize=(5.5, 3.6)).subplots()
     estimators = {"unbiased": "-"} if order is None else {"unbiased": "-", "biased": "--"}
     for i, delta in enumerate(deltas):
         for estimator, dash in estimators.items():
-            draws = [metrics.sample_size(float(epsilon), delta, order, estimator) for epsilon in epsilons]
+            draws = [metrics.sample_size(epsilon, delta, order, estimator) for epsilon in epsilons]
             label = f"{estimator}, δ = {delta:g}"
             ax.loglog(epsilons, draws, dash, color=CYCLE[i % len(CYCLE)], lw=1.2, label=label)
     ax.set(xlabel="deviation ε of the defect (squared difference of probabilities)", ylabel="posterior draws T")
     ax.grid(color="0.9", lw=0.6)
     ax.legend(loc="lower left")
     return ax
+
+
+def _numbers(values: Sequence[float]) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise wrong_kind("a list of numbers", values) from error
 
 
 def _apart(sizes: Sequence[int]) -> list[int]:

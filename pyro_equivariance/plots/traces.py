@@ -1,6 +1,6 @@
 """Training: losses and defects over epochs or optimizer steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +20,12 @@ from .base import (
     scale_through_zero,
     scale_to,
     styled,
+    wrong_kind,
 )
 
 METHOD = "method_name"
 NAMED_RUNS = 7  # of one method; more runs share a colour
+RUNS = "the group variational of ArviZ data, (chain, step), a FitResult or its history, or several of these"
 
 Run = FitResult | Mapping[str, Sequence[float]]
 Runs = xr.Dataset | Run | Sequence[Run] | Mapping[str, Run | Sequence[Run]]
@@ -43,6 +45,10 @@ def training(histories: Mapping[str, Sequence[Mapping]]) -> Figure:
     >>> [ax.get_title() for ax in figure.axes]
     ['training loss', 'validation NLL']
     """
+    if not isinstance(histories, Mapping) or not all(
+        isinstance(run, Mapping) for several in histories.values() for run in several
+    ):
+        raise wrong_kind("a dict of lists of histories by method", histories)
     if not any(histories.values()):
         raise DataError("Expected at least one training history; got none.")
     figure = Figure(figsize=(7.2, 3.0))
@@ -185,6 +191,8 @@ def _colors(series: Sequence[Trace]) -> list[tuple[str, str]]:
 def _recorded(runs: Runs) -> tuple[str, dict[str, list[tuple[np.ndarray, Mapping]]]]:
     """The unit of the horizontal axis, and for each method its runs: steps, and what was recorded at them."""
     if isinstance(runs, xr.Dataset):
+        if not {"chain", "step"} <= set(runs.dims):
+            raise wrong_kind(RUNS, runs)
         return "optimizer step", _of_dataset(runs)
     if isinstance(runs, FitResult) or not isinstance(runs, Mapping) or "loss" in runs or "defect" in runs:
         runs = {"": runs}
@@ -196,8 +204,11 @@ def _recorded(runs: Runs) -> tuple[str, dict[str, list[tuple[np.ndarray, Mapping
 
 
 def _as_histories(runs: Run | Sequence[Run]) -> list[Mapping]:
-    runs = [runs] if isinstance(runs, FitResult | Mapping) else runs
-    return [run.history if isinstance(run, FitResult) else run for run in runs]
+    several = [runs] if isinstance(runs, FitResult | Mapping) or not isinstance(runs, Iterable) else list(runs)
+    known = (isinstance(run, FitResult | Mapping) and not isinstance(run, xr.Dataset | xr.DataTree) for run in several)
+    if not all(known):
+        raise wrong_kind(RUNS, runs)
+    return [run.history if isinstance(run, FitResult) else run for run in several]
 
 
 def _of_dataset(runs: xr.Dataset) -> dict[str, list[tuple[np.ndarray, Mapping]]]:
