@@ -672,7 +672,13 @@ def symmetrized(model, **options):
 
 
 @pytest.mark.parametrize("last", [5.0, -5.0])
-@pytest.mark.parametrize("kind", [pyro_guides.AutoNormal, pyro_guides.AutoMultivariateNormal, symmetrized])
+@pytest.mark.parametrize("kind", [
+    pyro_guides.AutoNormal,
+    pyro_guides.AutoMultivariateNormal,
+    symmetrized,
+    lambda model, **options: under_a_handler(pyro_guides.AutoNormal(model, **options)),
+    lambda model, **options: kept_apart(under_a_handler(pyro_guides.AutoNormal(model, **options))),
+])  # fmt: skip
 def test_guides_that_share_a_name_keep_their_own_parameters(kind, last):
     first = at_value(kind, -last)
     pyro.clear_param_store()
@@ -1090,9 +1096,8 @@ def test_files_that_are_none(series, tmp_path):
     text.write_text("no netCDF " * 100)
     with pytest.raises(pe.DataError, match="whole netCDF file"):
         pe.from_netcdf(text)
-    for path in (tmp_path, tmp_path / "missing.nc"):
-        with pytest.raises(pe.DataError, match="there is none at"):
-            pe.from_netcdf(path)
+    with pytest.raises(pe.DataError, match="there is none at"):
+        pe.from_netcdf(tmp_path / "missing.nc")
 
 
 def test_a_foreign_file(series, tmp_path):
@@ -1167,3 +1172,402 @@ def test_coords_of_no_axis_are_refused():
     y = torch.zeros(3)
     with pytest.raises(pe.OptionError, match="Expected coords of axes.*got 'dta'"):
         pe.to_arviz(located, pe.AutoMeanFieldNormal(located), y, draws=2, coords={"dta": range(3)})
+
+
+# Scales, masks and data of others than the fit
+
+
+def scale_of(model, *data, **options):
+    return arviz_of(model, *data, **options).log_likelihood["y"].attrs["scale"]
+
+
+@pytest.mark.parametrize("handler, scale", [
+    (poutine.scale(scale=2.5), 2.5),
+    (poutine.scale(scale=torch.tensor([1.0, 2.0, 6.0])), 3.0),
+    (poutine.mask(mask=torch.tensor([True, False, True])), 1.0),
+])  # fmt: skip
+def test_the_scale_of_a_site_is_noted_at_its_log_likelihood(handler, scale):
+    def model(y):
+        loc = pyro.sample("loc", standard())
+        with pyro.plate("data", len(y)), handler:
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    assert scale_of(model, Y) == scale
+    assert isinstance(scale_of(model, Y), float)
+
+
+def test_the_scale_of_a_part_of_the_data():
+    def model(y):
+        loc = pyro.sample("loc", standard())
+        with pyro.plate("data", len(y), subsample_size=2) as rows:
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y[rows])
+
+    assert scale_of(model, Y) == 1.5
+    net = pe.BayesianNetwork(nn.Linear(2, 2), size=10)
+    assert scale_of(net, torch.zeros(4, 2), torch.zeros(4).long()) == 2.5
+
+
+def test_scales_come_through_chains_stacks_and_files(series, tmp_path):
+    net = pe.BayesianNetwork(nn.Linear(2, 2), size=10)
+    data, guide = (torch.zeros(4, 2), torch.zeros(4).long()), pe.AutoMeanFieldNormal(net)
+    one = pe.to_arviz(net, guide, data, draws=2)
+    two = pe.to_arviz(net, guide, data, draws=2, runs=[pe.AutoMeanFieldNormal(net)])
+    diagnostics.save(one, tmp_path / "one.nc")
+    for idata in (two, diagnostics.stack({"a": [one, one], "b": [one, one]}), pe.from_netcdf(tmp_path / "one.nc")):
+        assert groups(idata)["log_likelihood"]["y"].attrs == {"scale": 2.5}
+
+
+MASK = torch.tensor([True, False, True])
+
+
+def masked_by_handler(loc, y):
+    with pyro.plate("data", 3), poutine.mask(mask=MASK):
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+
+def masked_by_itself(loc, y):
+    with pyro.plate("data", 3):
+        pyro.sample("y", dist.Normal(loc, 1.0).expand([3]).mask(MASK), obs=y)
+
+
+def masked_in_an_event(loc, y):
+    with pyro.plate("data", 3):
+        law = dist.Normal(loc, 1.0).expand([3, 2]).mask(torch.stack([MASK, torch.zeros(3, dtype=torch.bool)], -1))
+        pyro.sample("y", law.to_event(1), obs=torch.stack([y, y], -1))
+
+
+@pytest.mark.parametrize("masked", [masked_by_handler, masked_by_itself, masked_in_an_event])
+def test_a_mask_is_recorded_and_the_mean_is_over_what_counts(masked, series, tmp_path):
+    idata = arviz_of(lambda y: masked(pyro.sample("loc", standard()), y), Y, draws=4)
+    diagnostics.save(idata, tmp_path / "masked.nc")
+    for found in (idata, pe.from_netcdf(tmp_path / "masked.nc")):
+        mask = groups(found)["constant_data"]["y_mask"]
+        assert mask.dims == ("data",) and mask.dtype == bool
+        np.testing.assert_array_equal(mask, MASK)
+    loc = groups(idata)["posterior"]["loc"].values
+    expected = stats.norm(loc[..., None], 1).logpdf(Y[MASK]).mean(-1)
+    np.testing.assert_allclose(groups(idata)["posterior"]["mean_log_likelihood"], expected, rtol=1e-12)
+    assert (groups(idata)["log_likelihood"]["y"].values[..., 1] == 0).all()
+
+
+@pytest.mark.parametrize("mask", [True, torch.ones(3, dtype=torch.bool)])
+def test_without_hidden_data_there_is_no_mask(mask):
+    def model(y):
+        loc = pyro.sample("loc", standard())
+        with pyro.plate("data", 3), poutine.mask(mask=mask):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    assert "constant_data" not in arviz_of(model, Y).groups()
+
+
+def test_one_mask_for_all_data():
+    def model(y):
+        loc = pyro.sample("loc", standard())
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+            with poutine.mask(mask=False):
+                pyro.sample("z", dist.Normal(loc, 1.0), obs=2 * y)
+
+    idata = arviz_of(model, Y)
+    assert idata.constant_data["z_mask"].values.tolist() == [False] * 3 and "y_mask" not in idata.constant_data
+    expected = idata.log_likelihood["y"].mean("data")
+    np.testing.assert_allclose(idata.posterior["mean_log_likelihood"], expected, rtol=1e-12)
+
+
+def test_data_of_others_than_the_fit_are_recorded_as_such(series):
+    found = arviz_of(located, Y, held_out=True)
+    assert found.attrs["held_out"] == 1
+    assert all(group.attrs["held_out"] == 1 for group in groups(found).values())
+    assert "held_out" not in arviz_of(located, Y).attrs
+
+
+# Runs that are independent, and others
+
+
+def kept_apart(guide):
+    return pe.SymmetrizedGuide(guide, pe.Symmetry(pe.SignGroup(), {"loc": pe.trivial(pe.SignGroup(), ())}))
+
+
+def under_a_handler(guide):
+    return poutine.scale(guide, scale=1.0)
+
+
+SHARING = {
+    "AutoNormal": pyro_guides.AutoNormal,
+    "AutoMultivariateNormal": pyro_guides.AutoMultivariateNormal,
+    "SymmetrizedGuide": lambda model: kept_apart(pyro_guides.AutoNormal(model)),
+    "handler": lambda model: under_a_handler(pyro_guides.AutoNormal(model)),
+    "handler inside": lambda model: kept_apart(under_a_handler(pyro_guides.AutoNormal(model))),
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_fits_in_a_row_that_share_their_parameters_are_no_independent_runs(name):
+    def fitted(clear):
+        if clear:
+            pyro.clear_param_store()
+        return pe.fit(located, SHARING[name](located), Y, epochs=1, progress=False)
+
+    shared = [fitted(clear=False) for _ in range(2)]
+    with pytest.raises(pe.OptionError, match=r"runs 0 and 1 share their parameters.*clear_param_store\(\)"):
+        pe.to_arviz(located, None, Y, runs=shared, draws=2)
+    apart = [fitted(clear=True) for _ in range(3)]
+    assert pe.to_arviz(located, None, Y, runs=apart, draws=2).posterior.sizes["chain"] == 3
+    with pytest.raises(pe.OptionError, match="runs 0 and 2 share"):
+        pe.to_arviz(located, None, Y, runs=[apart[0], apart[1], apart[0].guide], draws=2)
+
+
+def test_shared_parameters_are_found_before_anything_is_drawn():
+    def never(y):
+        raise AssertionError("called")
+
+    shared = [pe.fit(located, pyro_guides.AutoNormal(located), Y, epochs=1, progress=False) for _ in range(2)]
+    with pytest.raises(pe.OptionError, match="runs 0 and 1 share"):
+        pe.to_arviz(never, None, Y, runs=shared)
+
+
+def test_guides_with_parameters_of_their_own_are_independent():
+    with pyro.settings.context(module_local_params=True):
+        fits = [pe.fit(located, pyro_guides.AutoNormal(located), Y, epochs=1, progress=False) for _ in range(2)]
+        assert pe.to_arviz(located, None, Y, runs=fits, draws=2).posterior.sizes["chain"] == 2
+
+
+def with_a_parameter(y):
+    pyro.sample("loc", dist.Normal(pyro.param("centre", torch.tensor(0.0)), 1.0))
+
+
+def with_a_positive_parameter(y):
+    scale = pyro.param("width", torch.tensor(1.0), constraint=dist.constraints.positive)
+    pyro.sample("loc", dist.Normal(0.0, scale))
+
+
+@pytest.mark.parametrize("guide", [with_a_parameter, with_a_positive_parameter, pyro_guides.AutoNormal(located)])
+def test_parameters_that_are_made_in_the_first_call_are_seen(guide):
+    with pytest.raises(pe.OptionError, match="runs 0 and 1 share their parameters"):
+        pe.to_arviz(located, guide, Y, runs=[guide], draws=2)
+
+
+def test_the_same_draws_twice():
+    draws = {"loc": torch.zeros(3)}
+    with pytest.raises(pe.OptionError, match="runs 0 and 1 are the same"):
+        pe.to_arviz(located, draws, Y, runs=[draws])
+
+
+# Data by name, and what is no data
+
+
+def by_name(y, *, errors, count):
+    loc = pyro.sample("loc", standard())
+    with pyro.plate("data", count):
+        pyro.sample("y", dist.Normal(loc, errors), obs=y)
+
+
+@pytest.mark.parametrize("make", [pe.AutoMeanFieldNormal, pyro_guides.AutoNormal])
+def test_keyword_arguments(make):
+    data = {"y": Y, "errors": torch.tensor([1.0, 2.0, 3.0]), "count": 3}
+    idata = pe.to_arviz(by_name, make(by_name), data, symmetry=mirror("loc"), draws=3)
+    assert dims(idata, "constant_data") == {"errors": ("data",)}
+    likelihood = stats.norm(idata.posterior["loc"].values[..., None], data["errors"]).logpdf(Y)
+    np.testing.assert_allclose(idata.log_likelihood["y"], likelihood, rtol=1e-12)
+    assert {"log_q_orbit", "lp_orbit"} <= set(idata.sample_stats) and "prior" in idata.groups()
+
+
+def test_a_keyword_with_the_name_of_a_plate():
+    def model(data, y):
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(data * pyro.sample("loc", standard()), 1.0), obs=y)
+
+    idata = pe.to_arviz(model, pe.AutoMeanFieldNormal(model), {"data": 2 * Y, "y": Y}, draws=2)
+    np.testing.assert_array_equal(idata.constant_data["data_values"], 2 * Y)
+
+
+def test_keyword_arguments_of_a_network_and_its_orbit():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
+    symmetry, model = pe.network_symmetry(net, pe.CyclicGroup(4), (1, 3, 3)), pe.BayesianNetwork(net)
+    guide, x, y = pe.AutoMeanFieldNormal(model), torch.randn(4, 1, 3, 3), torch.arange(4) % 2
+    both = [pe.to_arviz(model, guide, data, symmetry=symmetry, draws=3, seed=1) for data in ({"x": x, "y": y}, (x, y))]
+    named, ordered = both
+    assert_same(named, ordered)
+    assert named.orbit_predictive.probs.shape == (1, 3, 4, 4, 2)
+
+
+def test_the_orbit_of_a_model_that_takes_keywords_alone():
+    symmetry = pe.network_symmetry(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), pe.CyclicGroup(4), (1, 3, 3))
+
+    def model(*, x, y=None):
+        weights = pyro.sample("weights", standard((9,)).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x.flatten(1) @ weights, 1.0), obs=y)
+
+    x, symmetry = torch.randn(4, 1, 3, 3), pe.Symmetry(symmetry.group, {}, inputs=symmetry.inputs)
+    idata = pe.to_arviz(model, pe.AutoMeanFieldNormal(model), {"x": x, "y": torch.zeros(4)}, symmetry=symmetry, draws=2)
+    expected = symmetry.inputs.orbit(x).flatten(2) @ torch.tensor(idata.posterior["weights"].values[0]).mT
+    np.testing.assert_allclose(idata.orbit_predictive["mean"].values[0], expected.movedim(-1, 0), rtol=1e-9, atol=1e-12)
+
+
+def test_an_array_is_one_argument():
+    idata = pe.to_arviz(located, at_value(pe.AutoMeanFieldNormal, 0.0), Y.numpy(), draws=2)
+    np.testing.assert_array_equal(idata.observed_data["y"], Y)
+
+
+@pytest.mark.parametrize("data", [None, 3.0, "text"])
+def test_what_is_no_data(data):
+    with pytest.raises(pe.DataError, match=rf"Expected data .*got {type(data).__name__}\. Pass data=\(\)"):
+        pe.to_arviz(located, at_value(pe.AutoMeanFieldNormal, 0.0), data)
+
+
+@pytest.mark.parametrize("options, match", [
+    ({"draws": 5.0}, "draws to be a whole number; got 5.0"),
+    ({"thin": 1.5}, "thin to be a whole number"),
+    ({"prior_draws": 2.0}, "prior_draws to be a whole number"),
+    ({"runs": located}, "runs to be a list; got function"),
+    ({"runs": {"loc": torch.zeros(3)}}, "runs to be a list; got dict"),
+])  # fmt: skip
+def test_options_of_a_wrong_kind(options, match):
+    with pytest.raises(pe.OptionError, match=match):
+        arviz_of(located, Y, **options)
+
+
+def test_a_symmetry_of_inputs_needs_them_first():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
+    symmetry = pe.network_symmetry(net, pe.CyclicGroup(4), (1, 3, 3))
+
+    def model(count):
+        located(Y)
+
+    with pytest.raises(pe.DataError, match="Expected the inputs first in data"):
+        arviz_of(model, 3, symmetry=pe.Symmetry(symmetry.group, {}, inputs=symmetry.inputs))
+
+
+# Draws that do not fit the model
+
+
+def two_levels(y):
+    mu = pyro.sample("mu", standard())
+    with pyro.plate("schools", 3):
+        theta = pyro.sample("theta", dist.Normal(mu, 1.0))
+        pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("shapes, match", [
+    ({"mu": (2, 6), "theta": (2, 6, 3)}, r"'mu' of shape \(\) each.*got \(6,\)\. .*MCMC object, or one dict per chain"),
+    ({"mu": (6,), "theta": (6, 2)}, r"'theta' of shape \(3,\) each.*got \(2,\)"),
+    ({"mu": (6,)}, "there are none of 'theta', only of 'mu'"),
+])  # fmt: skip
+def test_draws_that_do_not_fit_the_model(shapes, match):
+    with pytest.raises(pe.DataError, match=match) as raised:
+        pe.to_arviz(two_levels, {name: torch.zeros(shape) for name, shape in shapes.items()}, Y)
+    assert "\n" not in str(raised.value)
+
+
+def test_one_dict_for_each_chain():
+    chains = torch.arange(12.0).reshape(2, 6)
+    found = pe.to_arviz(located, None, Y, runs=[{"loc": chain} for chain in chains]).posterior["loc"]
+    np.testing.assert_array_equal(found, chains)
+
+
+def test_draws_outside_of_a_support():
+    def model(y):
+        pyro.sample("rate", dist.Gamma(torch.tensor(3.0), 2.0))
+        located(y)
+
+    with pytest.raises(pe.DataError, match="density at site 'rate'"):
+        pe.to_arviz(model, {"rate": torch.tensor([-1.0]), "loc": torch.zeros(1)}, Y)
+
+
+@pytest.mark.parametrize("guide", [
+    lambda y: pyro.sample("loc", standard()), pe.AutoMeanFieldNormal(located), pyro_guides.AutoNormal(located),
+])  # fmt: skip
+def test_model_and_guide_swapped(guide):
+    with pytest.raises(pe.SymmetryError, match="model first .*observes 'y'.*Swap the two"):
+        pe.to_arviz(guide, located, Y, draws=2)
+
+
+# Log densities in double precision
+
+
+def test_log_densities_of_a_model_in_single_precision_are_summed_in_double():
+    size = 300_000
+    values = torch.linspace(-2, 2, size, dtype=torch.float32)
+
+    def model(y):
+        zero = torch.zeros(size, dtype=torch.float32)
+        z = pyro.sample("z", dist.Normal(zero, 1.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(z[:3], 1.0), obs=y)
+
+    def guide(y):
+        pyro.sample("z", dist.Normal(values, 0.1).to_event(1))
+
+    y = torch.zeros(3, dtype=torch.float32)
+    found = pe.to_arviz(model, guide, y, draws=2, sites="all", prior_draws=0)
+    z = found.posterior["z"].values
+    assert z.dtype == np.float32
+    assert found.sample_stats["lp"].dtype == found.sample_stats["log_q"].dtype == np.float64
+    for t, z_t in enumerate(torch.tensor(z[0])):  # float32 has steps of 0.03 at the size of lp
+        terms = [dist.Normal(torch.zeros(1, dtype=torch.float32), 1.0).log_prob(part) for part in (z_t, z_t[:3])]
+        lp = sum(float(term.double().sum()) for term in terms)
+        np.testing.assert_allclose(found.sample_stats["lp"][0, t], lp, rtol=1e-12)
+        log_q = float(dist.Normal(values, 0.1).log_prob(z_t).double().sum())
+        np.testing.assert_allclose(found.sample_stats["log_q"][0, t], log_q, rtol=1e-12)
+
+
+# What is no file, and no ArviZ data
+
+
+@pytest.mark.parametrize("call", [
+    lambda folder: diagnostics.save({"posterior": 1}, folder / "a.nc"),
+    lambda folder: diagnostics.stack({"a": [{"posterior": 1}]}),
+], ids=["save", "stack"])  # fmt: skip
+def test_what_is_no_arviz_data(series, tmp_path, call):
+    with pytest.raises(pe.DataError, match="Expected ArviZ data; got dict"):
+        call(tmp_path)
+    assert not os.listdir(tmp_path)
+
+
+def test_stacks_of_a_wrong_kind(series):
+    idata = arviz_of(located, Y)
+    with pytest.raises(pe.DataError, match="dict of lists of runs; got list"):
+        diagnostics.stack([idata, idata])
+    with pytest.raises(pe.DataError, match="list of runs of 'a'; got"):
+        diagnostics.stack({"a": idata})
+
+
+@pytest.mark.parametrize("path", [None, 3])
+def test_paths_that_are_none(series, path):
+    match = f"path of a netCDF file; got {type(path).__name__}"
+    with pytest.raises(pe.DataError, match=match):
+        pe.from_netcdf(path)
+    with pytest.raises(pe.DataError, match=match):
+        diagnostics.save(arviz_of(located, Y), path)
+
+
+def test_folders(series, tmp_path):
+    idata = arviz_of(located, Y)
+    with pytest.raises(pe.DataError, match="there is none at .*missing'. Make it first"):
+        diagnostics.save(idata, tmp_path / "missing" / "a.nc")
+    for call in (pe.from_netcdf, functools.partial(diagnostics.save, idata)):
+        with pytest.raises(pe.DataError, match="is a folder. Name a file in it"):
+            call(tmp_path)
+
+
+@pytest.mark.parametrize("content, match", [
+    (b"", "it is empty"),
+    (b"chain,draw,theta", r"begins with b'chain,dr'\. Name a file"),
+    (b"CDF\x01" + bytes(40), "netCDF 3, which has no groups"),
+])  # fmt: skip
+def test_files_of_other_kinds(series, tmp_path, content, match):
+    path = tmp_path / "posterior.nc"
+    path.write_bytes(content)
+    with pytest.raises(pe.DataError, match=match):
+        pe.from_netcdf(path)
+
+
+@pytest.mark.parametrize("options", [{"engine": "scipy"}, {"engine": "h5netcdf"}])
+def test_the_way_out_of_a_file_without_groups_works(series, tmp_path, options):
+    flat, grouped = tmp_path / "flat.nc", tmp_path / "grouped.nc"
+    draws_of(1, 5).to_netcdf(flat, **options)
+    with pytest.raises(pe.DataError, match=r"no groups\. .*xr\.load_dataset\(path\).*group='posterior'"):
+        pe.from_netcdf(flat)
+    xr.load_dataset(flat).to_netcdf(grouped, group="posterior")
+    assert groups(pe.from_netcdf(grouped))["posterior"]["a"].shape == (1, 5)

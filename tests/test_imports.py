@@ -33,11 +33,11 @@ RANKS = {
 # Siblings that are imported besides `base`; a package's own __init__ gathers all of its modules.
 SIBLINGS = {
     "diagnostics/calibration.py": {"ranks"},
-    "diagnostics/convert.py": {"runs", "sites", "tables"},
+    "diagnostics/convert.py": {"arguments", "runs", "sites", "tables"},
     "diagnostics/diagnose.py": {"convert", "evidence", "predictions", "sections"},
     "diagnostics/predictions.py": {"definitions", "evidence", "quantities"},
     "diagnostics/sections.py": {"definitions", "evidence", "quantities"},
-    "diagnostics/runs.py": {"tables"},
+    "diagnostics/runs.py": {"arguments", "tables"},
     "diagnostics/sites.py": {"tables"},
     "ensembles/fit.py": {"batches", "starts"},
     "groups/continuous.py": {"rotations"},
@@ -52,7 +52,8 @@ SIBLINGS = {
     "model_symmetries/canonical.py": {"finders", "things"},
     "model_symmetries/finders.py": {"check"},
     "networks/bayesian.py": {"likelihoods", "priors"},
-    "networks/lift.py": {"bayesian", "layers"},
+    "networks/fibres.py": {"layers"},
+    "networks/lift.py": {"bayesian", "fibres"},
     "networks/permutations.py": {"tracing"},
     "networks/supports.py": {"layers"},
     "networks/priors.py": {"layers"},

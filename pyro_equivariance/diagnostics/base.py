@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from ..errors import DataError
+
 with warnings.catch_warnings():
     # ArviZ 0.23 announces its 1.x series when it is first imported on a day.
     warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
@@ -98,7 +100,12 @@ ARVIZ: Legacy | Modern = Legacy() if hasattr(arviz, "InferenceData") else Modern
 
 
 def groups_of(idata) -> Groups:
-    """The groups of an object of either series."""
+    """The groups of an object of either series.
+
+    :raises DataError: for anything else.
+    """
+    if not isinstance(idata, (xr.DataTree, getattr(arviz, "InferenceData", xr.DataTree))):
+        raise DataError(f"Expected ArviZ data; got {type(idata).__name__}. Make them with pe.to_arviz or az.from_dict.")
     if isinstance(idata, xr.DataTree):
         return {name: child.to_dataset() for name, child in idata.children.items()}
     return {name: idata[name] for name in idata.groups()}

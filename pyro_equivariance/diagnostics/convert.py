@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from ..prediction import evaluating, outputs
 from ..spaces import unconstraining
 from ..symmetry import Symmetry
 from . import base
-from .runs import OneSubsample, Run, as_runs, density_arguments, is_latent
+from .arguments import Arguments, as_arguments
+from .runs import OneSubsample, Run, as_runs, check_independent, density_arguments, is_latent, log_density
 from .sites import (
     Forgetting,
     Observation,
@@ -54,25 +56,33 @@ def to_arviz(
     coords: Mapping[str, Sequence] | None = None,
     history: Mapping[str, Sequence[float]] | Sequence[float] | None = None,
     seed: int | None = None,
+    held_out: bool = False,
 ):
     """A posterior as ArviZ data; all groups of draws come from one set of draws. A chain is one independent run.
+
+    Discrete latents that are enumerated in training are not taken: sum them out in the model, as
+    ``dist.MixtureSameFamily`` does. With several observation sites ArviZ's ``loo`` needs ``var_name=``, one of them. It
+    takes draws of a guide for those of the posterior; :func:`~pyro_equivariance.diagnose` corrects by ``lp - log_q``.
 
     With ``N`` data, ``T`` draws of a chain, ``K`` classes and ``y`` the name of the observation site:
 
     - ``posterior``: the latent sites ``(chain, draw, *plates, ...)`` and the model's deterministic ones, and
-      ``mean_log_likelihood`` ``(chain, draw)``, the mean of ``log p(y_n | x_n, θ_t)`` over the data, in nats;
+      ``mean_log_likelihood`` ``(chain, draw)``, the mean of ``log p(y_n | x_n, θ_t)`` over the data that
+      count, in nats;
     - ``sample_stats`` ``(chain, draw)``: ``lp``, ``log p(y, θ_t)``, and ``log_q``, ``log q(θ_t)``, in nats, scaled as
       the model scales them for subsampling; ``group_element``, the index of the element that an orbit mixture drew.
       With a symmetry that moves the latent sites ``log_q_orbit`` ``(chain, draw, element)``, ``log q(ρ(g) θ_t)``, and,
       if it leaves the inputs alone, ``lp_orbit``, ``log p(y, ρ(g) θ_t)``, for groups of at most 64 elements and guides
       with a density at any value; an action on unconstrained values adds the log Jacobian of its move. MCMC has ``lp``
       and ``diverging`` only;
-    - ``log_likelihood``: each datum's, ``(chain, draw, observation)``; not scaled for subsampling, 0 where masked;
+    - ``log_likelihood``: each datum's, ``(chain, draw, observation)``; not scaled for subsampling (the attribute
+      ``scale`` says by what the model scales the site), 0 where masked;
     - ``posterior_predictive``: a draw of each observation, and for classes ``probs``, their probabilities
       ``(chain, draw, observation, class)``; ``prior`` and ``prior_predictive``: the same from the prior, one chain;
     - ``orbit_predictive``, with a symmetry that moves the inputs: ``probs`` at ``ρ_X(g) x_n``,
       ``(chain, draw, element, observation, class)``, or ``mean`` where the observation is no class;
-    - ``observed_data``: the observations; ``constant_data``: the other tensors of ``data``, named ``x``, ``x_1``, …;
+    - ``observed_data``: the observations; ``constant_data``: the other tensors of ``data``, named ``x``, ``x_1``, … or
+      as in ``data``, and where data are masked ``<site>_mask``, True for those that count;
     - ``variational`` ``(chain, step)``: the history of a :class:`~pyro_equivariance.FitResult`, by optimizer steps.
 
     Axes in plates are named as the plates (a network's data ``observation``, as are observations outside plates), the
@@ -85,15 +95,18 @@ def to_arviz(
     the sites shown, in posterior and prior; half of that with ``dtype="float32"``: 200 draws of 500 images in 10
     classes with four moved copies 50 MB, or 25.
 
-    :param model: a Pyro model ``model(*data)`` with observations; for the orbit also callable as ``model(x)``.
+    :param model: a Pyro model ``model(*data)``, or ``model(**data)``, with observations; for the orbit also callable
+        with the inputs alone.
     :param guide: where the draws come from: a guide, trained, called with the same arguments; a
         :class:`~pyro_equivariance.FitResult`; Pyro's ``MCMC`` after its run, with its chains; or draws of all latent
         sites, ``{site: (T, *shape)}``. ``None`` if ``runs`` says it.
-    :param data: the model's arguments: a tensor, or a tuple, inputs first.
+    :param data: the arguments of model and guide: a tensor or array; a tuple, inputs first; or a dict of keyword
+        arguments, of which the first tensor is the inputs.
     :param Symmetry symmetry: names the elements; its action on inputs gives the orbit, that on sites the log densities.
     :param int draws: T, of a guide; of MCMC and of given draws all are kept.
     :param sites: names of the sites to keep, or ``"all"``; by default all, but none for the weights of a network.
-    :param runs: further independent runs, each like ``guide``, of as many draws: they become chains.
+    :param runs: a list of further independent runs, each like ``guide``, of as many draws: they become chains. Guides
+        of one class share their parameters in Pyro's store: call ``pyro.clear_param_store()`` before each is trained.
     :param int thin: keep each ``thin``-th of given draws and of MCMC's.
     :param dtype: of the floating arrays, such as ``"float32"``; ``None`` leaves each as it is.
     :param prior_draws: draws of the prior groups, by default as many as of the posterior; 0 for none.
@@ -101,8 +114,11 @@ def to_arviz(
     :param history: of a guide trained otherwise: its losses, or a dict of lists of equal length with ``"loss"``.
     :param seed: of the draws; recorded. Other random numbers go on as if nothing had been drawn. Without it Pyro's
         seed fixes the draws.
+    :param bool held_out: whether the data are others than those that the posterior was fitted to; recorded, as then
+        ``lp`` and ``log_q`` say nothing on the fit.
     :returns: ``arviz.InferenceData`` (ArviZ 0.2x) or ``xarray.DataTree`` (1.x).
-    :raises OptionError: for a site that the guide does not draw, or options out of range.
+    :raises OptionError: for a site that the guide does not draw, options out of range, or guides that share parameters.
+    :raises DataError: for data or draws that do not fit the model.
     :raises SymmetryError: for a site that is neither observed nor drawn by the guide, less than one draw, or an orbit
         of several observation sites.
 
@@ -116,8 +132,8 @@ def to_arviz(
     >>> sorted(idata.sample_stats), list(idata.posterior)
     (['log_q', 'log_q_orbit', 'lp'], ['mean_log_likelihood'])
     """
-    data = (data,) if isinstance(data, Tensor) else tuple(data)
-    _check_options(draws, thin, dtype, prior_draws)
+    data = as_arguments(data)
+    _check_options(draws, thin, dtype, prior_draws, runs)
     model = _unaugmented(model)
     several = as_runs([*([] if guide is None else [guide]), *runs], draws, thin, history)
     labels = Labels({} if symmetry is None else {"element": symmetry.group}, coords or {})
@@ -125,19 +141,27 @@ def to_arviz(
     with torch.no_grad(), evaluating(model), OneSubsample(), randomness:
         view = _View(model, data, symmetry, sites)
         recorders = [_recorded(view, run, dtype) for run in several]
+        if len(several) > 1:
+            check_independent(several, data)  # again, as guides get their parameters when they are first called
         count = recorders[0].draws if prior_draws is None else prior_draws
         groups = _joined(recorders, labels)
+        view.add_scales(groups["log_likelihood"])
         groups |= {name: dataset(as_arrays(group, dtype), labels) for name, group in view.fixed().items() if group}
         groups |= _prior(view, count, dtype, labels)
     first_chains = np.cumsum([0, *(run.chains for run in several[:-1])])
     if steps := {chain: run.variational() for chain, run in zip(first_chains, several, strict=True) if run.history}:
         groups["variational"] = _side_by_side(list(steps.values())).assign_coords(chain=list(steps))
     labels.check_used({dim for group in groups.values() for dim in group.dims})
-    attrs = _attributes(several, symmetry, seed)
+    attrs = _attributes(several, symmetry, seed) | ({"held_out": 1} if held_out else {})
     return base.ARVIZ.container({name: group.assign_attrs(attrs) for name, group in groups.items()}, attrs)
 
 
-def _check_options(draws: int, thin: int, dtype: str | None, prior_draws: int | None) -> None:
+def _check_options(draws: int, thin: int, dtype: str | None, prior_draws: int | None, runs: Sequence) -> None:
+    if not isinstance(runs, Sequence) or isinstance(runs, str):
+        raise OptionError(f"Expected runs to be a list; got {type(runs).__name__}. Write runs=[...].")
+    for name, count in {"draws": draws, "thin": thin, "prior_draws": prior_draws or 0}.items():
+        if not isinstance(count, Integral):
+            raise OptionError(f"Expected {name} to be a whole number; got {count!r}.")
     if draws < 1:
         raise SymmetryError(f"Expected at least one posterior draw; got draws={draws}.")
     if thin < 1:
@@ -163,7 +187,7 @@ def _unaugmented(model: Callable) -> Callable:
 def _recorded(view: "_View", run: Run, dtype: str | None) -> Recorder:
     """All groups of one run's draws."""
     recorder = Recorder(run.chains, run.draws, dtype)
-    with run.own_parameters():
+    with run.drawing():
         density = run.density(view.data) if view.moves_latents and run.has_density else None
         for place, (trace, stats) in enumerate(run.traces(view.data)):
             recorder.add(place, view.row(trace, stats, density))
@@ -195,7 +219,7 @@ def _side_by_side(several: Sequence[xr.Dataset]) -> xr.Dataset:
 class _View:
     """A model on its data, and what is recorded of it at a draw of its latents."""
 
-    def __init__(self, model: Callable, data: tuple, symmetry: Symmetry | None, sites):
+    def __init__(self, model: Callable, data: Arguments, symmetry: Symmetry | None, sites):
         self.model, self.data, self.symmetry, self.sites = model, data, symmetry, sites
         self.is_network = isinstance(inspect.unwrap(model), NetworkModel)
         self._observations: list[Observation] = []
@@ -206,7 +230,7 @@ class _View:
         """All moved copies of the inputs as one batch ``(|G| N, ...)``, the copies by the identity first."""
         if self.symmetry is None or self.symmetry.inputs is None:
             return None
-        return self.symmetry.inputs.orbit(self.data[0]).flatten(0, 1)
+        return self.symmetry.inputs.orbit(self.data.inputs).flatten(0, 1)
 
     @cached_property
     def moves_latents(self) -> bool:
@@ -218,11 +242,11 @@ class _View:
 
     def row(self, draw, stats: dict[str, Labelled], density: Callable | None) -> dict[str, dict[str, Labelled]]:
         """All groups at one draw, given as a trace of the latents."""
-        trace = poutine.trace(poutine.replay(self.model, draw)).get_trace(*self.data)
+        trace = self.data.trace(poutine.replay(self.model, draw))
         self._observations = seen = observations(trace, draw, self.is_network)
         row = {
             "posterior": self._latents(trace, draw) | mean_log_likelihood(seen),
-            "sample_stats": {"lp": ((), trace.log_prob_sum())} | stats | self._along_orbit(trace, draw, density),
+            "sample_stats": {"lp": ((), log_density(trace))} | stats | self._along_orbit(trace, draw, density),
             "log_likelihood": {o.name: o.labelled(o.log_likelihood) for o in seen},
             "posterior_predictive": self._replicates(trace, draw, seen),
         }
@@ -232,7 +256,7 @@ class _View:
 
     def prior_row(self) -> dict[str, dict[str, Labelled]]:
         """A draw of the latents and of the observations from the model itself."""
-        trace = poutine.trace(Forgetting()(self.model)).get_trace(*self.data)
+        trace = self.data.trace(Forgetting()(self.model))
         names = {o.name for o in self._observations}
         seen = [Observation(o.name, trace.nodes[o.name], o.axis) for o in self._observations if o.name in trace.nodes]
         latents = {n: s for n, s in trace.nodes.items() if n not in names and (is_latent(s) or is_deterministic(s))}
@@ -290,19 +314,19 @@ class _View:
     def _log_density(self, trace, moved: dict[str, Tensor]) -> Tensor:
         """``log p(y, θ)`` where some latents have other values than in the trace."""
         model = poutine.replay(poutine.condition(self.model, moved), trace)
-        return torch.as_tensor(poutine.trace(model).get_trace(*self.data).log_prob_sum())
+        return log_density(self.data.trace(model))
 
     def _replicates(self, trace, draw, seen: list["Observation"]) -> dict[str, Labelled]:
         """A draw of all observations together, the observed values forgotten, and the probabilities of classes."""
         if len(seen) == 1:  # nothing else depends on it
             nodes = {seen[0].name: {**seen[0].site, "value": seen[0].site["fn"].sample()}}
         else:
-            nodes = poutine.trace(Forgetting()(poutine.replay(self.model, draw))).get_trace(*self.data).nodes
+            nodes = self.data.trace(Forgetting()(poutine.replay(self.model, draw))).nodes
         return drawn(seen, nodes)
 
     def _orbit(self, draw, seen: list["Observation"]) -> dict[str, Labelled]:
         """The mean of the only observation, given the same draw, at all moved inputs."""
-        means = outputs(self.model, draw, self.moved).unflatten(0, (-1, len(self.data[0])))
+        means = outputs(self.data.of_inputs(self.model), draw, self.moved).unflatten(0, (-1, len(self.data.inputs)))
         if seen[0].has_classes:
             return {"probs": seen[0].labelled(means, ("element",), ("class",))}
         return {"mean": seen[0].labelled(means, ("element",))}
@@ -312,12 +336,19 @@ class _View:
         observed = {o.name: o.value for o in self._observations}
         lengths = {len(o.log_likelihood): o.axis for o in self._observations if len(o.axis) == 1}
         constant: dict[str, Labelled] = {}
-        for values in filter(torch.is_tensor, self.data):
+        for name, values in self.data.tensors:
             if not any(_same(values, value) for _, value in observed.values()):
-                name = f"x_{len(constant)}" if constant else "x"
+                name = name or (f"x_{len(constant)}" if constant else "x")
                 axis = lengths.get(len(values), ()) if values.ndim else ()
+                name = f"{name}_values" if name in axis else name
                 constant[name] = (*axis, *own_dims(name, values.ndim)[len(axis) :]), values
-        return {"observed_data": observed, "constant_data": constant}
+        masks = {f"{o.name}_mask": o.labelled(o.counts) for o in self._observations if not bool(o.counts.all())}
+        return {"observed_data": observed, "constant_data": constant | masks}
+
+    def add_scales(self, log_likelihood: xr.Dataset) -> None:
+        """Note at each site by what the model scales its log density."""
+        for o in self._observations:
+            log_likelihood[o.name].attrs["scale"] = o.scale
 
 
 def _prior(view: _View, draws: int, dtype: str | None, labels: Labels) -> base.Groups:

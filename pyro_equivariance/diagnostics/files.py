@@ -13,6 +13,8 @@ from .base import METHOD, Groups, groups_of
 
 TOGETHER = ("posterior", "sample_stats", "log_likelihood")  # where leave-one-out and k̂ need draw beside draw
 SIDE = ("sample_stats", "variational")  # what is known of a run beside its draws: not the same for all methods
+HDF5 = b"\x89HDF\r\n\x1a\n"  # how a netCDF 4 file begins
+_INTO_A_GROUP = "If it holds draws, write them as a group: xr.load_dataset(path).to_netcdf(new, group='posterior')."
 DRAWN = ("posterior", "sample_stats", "log_likelihood", "posterior_predictive", "orbit_predictive")  # one set of draws
 
 
@@ -35,6 +37,11 @@ def stack(idatas: Mapping[str, Sequence]):
     >>> dict(stack({"a": runs, "b": runs}).posterior.sizes)
     {'method_name': 2, 'chain': 2, 'draw': 7}
     """
+    if not isinstance(idatas, Mapping):
+        raise DataError(f"Expected a dict of lists of runs; got {type(idatas).__name__}. Write {{'method': [...]}}.")
+    for method, several in idatas.items():
+        if not isinstance(several, list | tuple):
+            raise DataError(f"Expected a list of runs of {method!r}; got {type(several).__name__}. Put it in a list.")
     runs = {method: [groups_of(idata) for idata in several] for method, several in idatas.items()}
     counts = {method: len(several) for method, several in runs.items()}
     if not counts or len(set(counts.values())) > 1 or 0 in counts.values():
@@ -54,8 +61,12 @@ def save(idata, path: str | os.PathLike) -> None:
     :param idata: what :func:`to_arviz` or :func:`stack` gives.
     :param path: the file, in a folder that exists; plain ArviZ (``az.from_netcdf``) reads it, and so does
         :func:`from_netcdf`.
+    :raises DataError: for something else than ArviZ data, or a folder that does not exist.
     """
-    path = Path(path)
+    groups_of(idata)
+    path = _as_path(path)
+    if not path.parent.is_dir():
+        raise DataError(f"Expected a folder that exists; there is none at {str(path.parent)!r}. Make it first.")
     part = path.with_name(f"{path.name}.part")
     try:
         base.ARVIZ.write(idata, part)
@@ -83,7 +94,7 @@ def from_netcdf(path: str | os.PathLike, groups: Sequence[str] | str = ("posteri
     ...     pe.from_netcdf(f"{folder}/posterior.nc").posterior.sizes["draw"]
     7
     """
-    path = Path(path)
+    path = _as_path(path)
     if not path.is_file():
         raise DataError(f"Expected a netCDF file; there is none at {str(path)!r}.")
     try:
@@ -91,20 +102,39 @@ def from_netcdf(path: str | os.PathLike, groups: Sequence[str] | str = ("posteri
         for group in groups_of(idata).values():
             group.load().close()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"Expected a whole netCDF file at {str(path)!r}; it cannot be read ({reason}). It may be cut short: write "
-            f"it again."
-        ) from error
+        raise DataError(f"Expected a whole netCDF file at {str(path)!r}; {_fault(path, error)}") from error
     _check_whole(groups_of(idata), (groups,) if isinstance(groups, str) else tuple(groups), path)
     return idata
+
+
+def _as_path(path: str | os.PathLike) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(f"Expected the path of a netCDF file; got {type(path).__name__}.")
+    if (path := Path(path)).is_dir():
+        raise DataError(f"Expected a netCDF file; {str(path)!r} is a folder. Name a file in it.")
+    return path
+
+
+def _fault(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, by how it begins."""
+    with path.open("rb") as file:
+        start = file.read(len(HDF5))
+    if not start:
+        return "it is empty. It may be cut short: write it again."
+    if start.startswith(b"CDF"):
+        return f"it is netCDF 3, which has no groups. {_INTO_A_GROUP}"
+    if start != HDF5:
+        return f"it is something else, it begins with {start!r}. Name a file that save, or ArviZ's to_netcdf, wrote."
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"it cannot be read ({reason}). It may be cut short: write it again."
 
 
 def _check_whole(found: Groups, needed: tuple[str, ...], path: Path) -> None:
     where = f"in {str(path)!r}"
     if missing := [name for name in needed if name not in found or not found[name].data_vars]:
         listed = ", ".join(map(repr, found)) or "no groups"
-        raise DataError(f"Expected the groups {', '.join(map(repr, missing))} {where}; it holds {listed}.")
+        way_out = "" if found else f" {_INTO_A_GROUP}"
+        raise DataError(f"Expected the groups {', '.join(map(repr, missing))} {where}; it holds {listed}.{way_out}")
     for name in (name for name in DRAWN if name in found):
         for variable, array in found[name].items():
             if lacking := [d for d in ("chain", "draw") if d not in array.dims]:
@@ -122,7 +152,7 @@ def _check_whole(found: Groups, needed: tuple[str, ...], path: Path) -> None:
 def _common(attributes: Sequence[Mapping]) -> dict:
     """What all runs say alike."""
     first, *others = attributes
-    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    return {n: value for n, value in first.items() if all(np.array_equal(other.get(n), value) for other in others)}
 
 
 def _check_alike(first: Groups, runs: dict[str, list[Groups]]) -> None:
@@ -159,5 +189,6 @@ def join_chains(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
 
 def _concatenate(datasets: Sequence[xr.Dataset], dim) -> xr.Dataset:
     return xr.concat(
-        datasets, dim, data_vars="all", coords="minimal", compat="equals", join="outer", combine_attrs="drop"
-    )
+        datasets, dim, data_vars="all", coords="minimal", compat="equals", join="outer",
+        combine_attrs=lambda attributes, context: _common(attributes),
+    )  # fmt: skip

@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import torch
 import xarray as xr
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer import MCMC
 from pyro.nn import PyroModule
 from pyro.poutine.guide import GuideMessenger
@@ -24,7 +25,9 @@ from ..distributions import OrbitMixture
 from ..errors import DataError, OptionError, SymmetryError
 from ..guides.base import own_randomness
 from ..guides.density import GuideDensity
+from ..guides.wrapped import SymmetrizedGuide
 from ..training import FitResult
+from .arguments import Arguments
 from .tables import Labelled
 
 History = Mapping[str, Sequence[float]]
@@ -47,15 +50,15 @@ class Run(ABC):
     rule = None
 
     @abstractmethod
-    def traces(self, data: tuple) -> Iterator[tuple[Any, dict[str, Labelled]]]:
+    def traces(self, data: Arguments) -> Iterator[tuple[Any, dict[str, Labelled]]]:
         """For each draw, chain by chain, a trace of the latents and what else is known of the draw."""
 
     @contextmanager
-    def own_parameters(self):
-        """While this run is drawn from."""
+    def drawing(self):
+        """Around the draws of this run and the model at them."""
         yield
 
-    def density(self, data: tuple) -> Callable[[Mapping[str, Tensor]], Tensor] | None:
+    def density(self, data: Arguments) -> Callable[[Mapping[str, Tensor]], Tensor] | None:
         """``log q`` at given latents, where the run has one."""
         return None
 
@@ -89,25 +92,25 @@ class GuideRun(Run):
     def traces(self, data):
         guide = _without_observations(self.guide)
         for _ in range(self.draws):
-            trace = poutine.trace(guide).get_trace(*data)
+            trace = data.trace(guide)
             yield trace, self._log_q(trace) | _group_element(trace)
 
     def _log_q(self, trace) -> dict[str, Labelled]:
         if not self.has_density or _has_no_density(trace):
             return {}
-        return {"log_q": ((), torch.as_tensor(trace.log_prob_sum()).detach())}
+        return {"log_q": ((), log_density(trace))}
 
     def density(self, data):
         try:
-            found = GuideDensity(self.guide, *data)
+            found = GuideDensity(self.guide, *data.args, **data.kwargs)
             with own_randomness(0), poutine.block():
-                found(density_arguments(poutine.trace(_without_observations(found.guide)).get_trace(*data)))
+                found(density_arguments(data.trace(_without_observations(found.guide))))
         except SymmetryError:  # a point mass, or a density that cannot be evaluated at other values than a draw
             return None
         return found
 
     @contextmanager
-    def own_parameters(self):
+    def drawing(self):
         """Pyro keeps parameters by name in one store, where guides of one name would take one another's."""
         own = tuple(f"{module._pyro_name}." for module in _parts_with_parameters(self.guide))
         if not own or pyro.settings.get("module_local_params"):
@@ -135,6 +138,46 @@ class SampleRun(Run):
                                    fn=None, infer={}, cond_indep_stack=())  # fmt: skip
                 yield trace, {n: ((), torch.as_tensor(v[chain, draw])) for n, v in self.stats.items()}
 
+    @contextmanager
+    def drawing(self):
+        try:
+            with _Fitting({name: values.shape[2:] for name, values in self.samples.items()}):
+                yield
+        except _MisfitError as error:
+            raise DataError(str(error)) from None
+
+
+class _MisfitError(Exception):
+    """Draws that do not fit the model. It is no ``ValueError``, to which Pyro adds all shapes of the trace."""
+
+
+class _Fitting(Messenger):
+    """Raises unless draws that are given are of the latent sites of the model, and of their shapes.
+
+    :param dict shapes: of one draw of each site.
+    """
+
+    def __init__(self, shapes: Mapping[str, torch.Size]):
+        super().__init__()
+        self.shapes = shapes
+
+    def _pyro_sample(self, msg) -> None:
+        if not is_latent(msg):
+            return
+        name, expected = msg["name"], msg["fn"].shape()
+        if name not in self.shapes:
+            raise _MisfitError(
+                f"Expected draws of every latent site of the model; there are none of {name!r}, only of "
+                f"{', '.join(map(repr, self.shapes))}. If it is the observation, pass it in data; if it is a discrete "
+                f"latent, sum it out in the model."
+            )
+        if self.shapes[name] != expected:
+            raise _MisfitError(
+                f"Expected draws of site {name!r} of shape {tuple(expected)} each, after one axis of draws; got "
+                f"{tuple(self.shapes[name])}. If the first axis is chains, pass the MCMC object, or one dict per chain "
+                f"in runs=."
+            )
+
 
 class OneSubsample(Messenger):
     """Lets subsampled plates keep the indices that they first had, so that all draws are of the same data."""
@@ -160,8 +203,45 @@ def as_runs(sources: Sequence, draws: int, thin: int, history: History | Sequenc
     """One run for each source; the history belongs to the first."""
     if not sources:
         raise OptionError("Expected a guide, or runs= with at least one; got none.")
+    for second, source in enumerate(sources):
+        first = next(i for i, other in enumerate(sources) if other is source)
+        if first < second and isinstance(source, FitResult | MCMC | Mapping):
+            raise OptionError(f"Expected independent runs; runs {first} and {second} are the same. Leave one out.")
     histories = [_as_history(history), *({} for _ in sources[1:])]
-    return [_as_run(source, draws, thin, known) for source, known in zip(sources, histories, strict=True)]
+    runs = [_as_run(source, draws, thin, known) for source, known in zip(sources, histories, strict=True)]
+    check_independent(runs)
+    return runs
+
+
+def check_independent(runs: Sequence[Run], data: Arguments | None = None) -> None:
+    """Raise if two guides share parameters, as their draws would then agree whatever they were trained to.
+
+    :param data: what guides that are functions are called with to find their parameters; ``None`` leaves them out.
+    """
+    seen: dict[int, int] = {}
+    for number, run in enumerate(runs):
+        parameters = _parameters(run.guide, data) if isinstance(run, GuideRun) else ()
+        places = {p.untyped_storage().data_ptr() for p in parameters if p.numel()}
+        if shared := [seen[place] for place in places if place in seen]:
+            raise OptionError(
+                f"Expected independent runs; runs {min(shared)} and {number} share their parameters, since Pyro's "
+                f"store keeps guides of one name together. Call pyro.clear_param_store() before each fit, or "
+                f"pyro.settings.set(module_local_params=True)."
+            )
+        seen |= dict.fromkeys(places, number)
+
+
+def _parameters(guide: Callable, data: Arguments | None) -> list[Tensor]:
+    """What a guide learns."""
+    inner = _innermost(guide)
+    if isinstance(inner, torch.nn.Module):
+        return [parameter for parameter in inner.parameters() if parameter.requires_grad]
+    if data is None:
+        return []
+    with own_randomness(0), poutine.block(), torch.no_grad():
+        nodes = data.trace(guide).nodes.values()
+    values = [site["value"] for site in nodes if site["type"] == "param"]
+    return [getattr(value, "unconstrained", lambda value=value: value)() for value in values]
 
 
 def _as_history(history: History | Sequence[float] | None) -> History:
@@ -233,6 +313,31 @@ def density_arguments(trace) -> dict[str, Tensor]:
     return {name: site["value"] for name, site in trace.nodes.items() if is_latent(site) or is_subsampled(site)}
 
 
+def log_density(trace) -> Tensor:
+    """The log density of all sites of a trace in nats, scaled and masked as they are, summed in double precision.
+
+    :raises DataError: for a site whose value is not in its support.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample":
+            continue
+        try:
+            log_prob = _log_prob(site["fn"], site["value"])
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"Expected a value with a density at site {name!r}; it has none: {reason}") from error
+        total = total + scale_and_mask(log_prob, site["scale"], site["mask"]).sum().to(total.device)
+    return total
+
+
+def _log_prob(fn, value: Tensor) -> Tensor:
+    """In double precision from the single entries on, of which a large event has a sum that single would round."""
+    if isinstance(fn, torch.distributions.Independent):
+        return sum_rightmost(_log_prob(fn.base_dist, value), fn.reinterpreted_batch_ndims)
+    return torch.as_tensor(fn.log_prob(value)).detach().double()
+
+
 def _without_observations(guide: Callable) -> Callable:
     """A guide that runs the model, without the model's observations."""
     if not isinstance(unwrap(guide), GuideMessenger):
@@ -240,9 +345,15 @@ def _without_observations(guide: Callable) -> Callable:
     return poutine.block(guide, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
 
 
+def _innermost(guide: Callable) -> Callable:
+    """The guide that learns, inside handlers and averages."""
+    guide = unwrap(inspect.unwrap(guide))
+    return _innermost(guide.guide) if isinstance(guide, SymmetrizedGuide) else guide
+
+
 def _parts_with_parameters(guide: Callable) -> list[PyroModule]:
     """The modules of a guide that hold parameters; one that was not called yet has none."""
-    guide = inspect.unwrap(guide)
+    guide = _innermost(guide)
     parts = guide.modules() if isinstance(guide, torch.nn.Module) else ()
     return [part for part in parts if isinstance(part, PyroModule) and any(True for _ in part.parameters())]
 

@@ -28,6 +28,17 @@ class Observation:
         return log_likelihood(self.site).double()
 
     @property
+    def scale(self) -> float:
+        """By what the model multiplies the log density, as in a subsampled plate; the mean where it varies."""
+        return float(torch.as_tensor(self.site["scale"]).double().mean())
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Which data count, ``True`` where no mask hides them; of the shape of ``log_likelihood``."""
+        shape = self.log_likelihood.shape
+        return _as_mask(self.site["mask"]).expand(shape) & _own_mask(self.site["fn"]).expand(shape)
+
+    @property
     def has_classes(self) -> bool:
         return isinstance(self.site["fn"], torch.distributions.Categorical)
 
@@ -46,6 +57,7 @@ def observations(trace, draw, is_network: bool) -> list[Observation]:
 
     :raises SymmetryError: for a site that is neither observed nor drawn, or no observation at all.
     """
+    _check_order(trace, draw)
     sites = {n: site for n, site in observation_sites(trace, draw) if not isinstance(site["fn"], dist.Unit)}
     for name, site in sites.items():
         if not site["is_observed"]:
@@ -65,6 +77,17 @@ def observations(trace, draw, is_network: bool) -> list[Observation]:
         first = (prefix[name] + OBSERVATION,) if batches[name] else ()
         found.append(Observation(name, site, named or first))
     return found
+
+
+def _check_order(trace, draw) -> None:
+    """Raise if what was given as the guide is the model."""
+    for name, site in draw.nodes.items():
+        if name not in trace.nodes and site["type"] == "sample" and site["is_observed"]:
+            if not isinstance(site["fn"], dist.Unit) and not is_point_mass(site["fn"]):
+                raise SymmetryError(
+                    f"Expected the model first and its guide second; the guide observes {name!r}, which the model does "
+                    f"not have. Swap the two."
+                )
 
 
 def plates_of(name: str, site: dict) -> tuple[str, ...]:
@@ -94,9 +117,22 @@ def is_deterministic(site: dict) -> bool:
 
 
 def mean_log_likelihood(seen: list[Observation]) -> dict[str, Labelled]:
-    """Over all data, in nats."""
-    rows = [o.log_likelihood.flatten() for o in seen]
+    """Over all data that no mask hides, in nats."""
+    rows = [o.log_likelihood[o.counts] for o in seen]
     return {"mean_log_likelihood": ((), torch.cat(rows).mean())}
+
+
+def _as_mask(mask: Tensor | bool | None) -> Tensor:
+    return torch.as_tensor(True if mask is None else mask, dtype=torch.bool)
+
+
+def _own_mask(fn) -> Tensor:
+    """The mask of a distribution itself, ``fn.mask(...)``; a datum of several entries counts if one of them does."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return _as_mask(fn._mask) & _own_mask(fn.base_dist)
+    if not isinstance(fn, torch.distributions.Independent) or not fn.reinterpreted_batch_ndims:
+        return torch.tensor(True)
+    return _own_mask(fn.base_dist).expand(fn.base_dist.batch_shape).flatten(-fn.reinterpreted_batch_ndims).any(-1)
 
 
 def drawn(seen: list[Observation], nodes: Mapping[str, dict]) -> dict[str, Labelled]:

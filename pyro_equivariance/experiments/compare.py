@@ -175,8 +175,9 @@ def _to_arviz(problem: Problem, fitted: Fitted, draws: Tensor):
     data = (x[:ARVIZ_IMAGES], y[:ARVIZ_IMAGES])
     count = min(problem.config.draws, ARVIZ_DRAWS)
     idata = diagnostics.to_arviz(
-        fitted.model, fitted.guide, data, symmetry=problem.inputs, draws=count, history=fitted.history, prior_draws=0
-    )
+        fitted.model, fitted.guide, data, symmetry=problem.inputs, draws=count, history=fitted.history, prior_draws=0,
+        held_out=True,
+    )  # fmt: skip
     means = xr.Dataset(
         {"probs": (("chain", "element", "test_image", "class"), draws.mean(0)[None].cpu().numpy()),
          "label": ("test_image", y.cpu().numpy())},
