@@ -17,6 +17,7 @@ with warnings.catch_warnings():
 
 OBSERVATION = "observation"
 METHOD = "method_name"
+MAX_ORBIT = 64  # elements at which log densities are evaluated
 
 Groups = dict[str, xr.Dataset]
 

@@ -38,7 +38,6 @@ from .sites import (
 )
 from .tables import Labelled, Labels, Recorder, as_arrays, dataset
 
-MAX_ORBIT = 64  # elements at which log densities are evaluated
 
 
 def to_arviz(
@@ -238,7 +237,7 @@ class _View:
         if self.symmetry is None or not self.symmetry.sites:
             return False
         group = self.symmetry.group
-        return group.is_finite and group.is_indexed and len(group) <= MAX_ORBIT
+        return group.is_finite and group.is_indexed and len(group) <= base.MAX_ORBIT
 
     def row(self, draw, stats: dict[str, Labelled], density: Callable | None) -> dict[str, dict[str, Labelled]]:
         """All groups at one draw, given as a trace of the latents."""

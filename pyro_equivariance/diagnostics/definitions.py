@@ -2,18 +2,21 @@
 
 FIT = {
     "elbo": "mean over the draws of log p(θ, y) − log q(θ), nats: a lower bound on the log evidence log p(y) of the "
-    "data given, as they are, at KL weight 1; how far below, it cannot say",
+    "data given, as they are, at KL weight 1: of the training data, or it is no fit; how far below, it cannot say; per "
+    "datum, or per observation of several sites: divided by the sum of the scales of all that are not masked",
     "loss_trend": "slope of the training loss (−ELBO per datum, nats) over the last quarter of its values, per 100 "
-    "steps, by least squares on 10 block means; flat up to 3 standard errors; it cannot see a plateau before a fall",
+    "steps, by least squares on 10 block means; flat at level 0.0027 of Student's t; it cannot see a plateau before a "
+    "fall",
     "divergences": "divergent transitions of a Hamiltonian sampler in one run; it cannot see what no trajectory came "
     "near",
     "k_hat": "Pareto k̂ of the joint weights p(θ, y) / q(θ); good up to 0.5, usable up to min(1 − 1 / log₁₀ T, 0.7), "
-    "poor beyond; in many dimensions it is poor for useful posteriors too; it looks only where q has mass: a mode "
+    "poor beyond; 0 where ratios are bounded: the 20 largest differ by less than 5 %; of the training data; in many "
+    "dimensions it is poor for useful posteriors too; it looks only where q has mass: a mode "
     "that q misses, symmetric copies included, does not show; with other data than q was fitted to it is another "
     "posterior that q is held against",
     "k_hat[·]": "k̂ of the marginal weights p(h) / q(h) of one functional h, at least 0, limits as for k_hat; from the"
     " joint weights to second order in the cumulants of log w given h, at most their k̂: too small where log w is "
-    "skewed given h; it too looks only where q has mass",
+    "skewed given h; of the training data; it too looks only where q has mass",
 }
 
 COVERAGE = {
@@ -30,8 +33,8 @@ COVERAGE = {
 CONVERGENCE = {
     "max_rhat": "largest rank-normalized split R̂ over the variables of the posterior; alike up to 1.01; runs in "
     "different copies of one mode differ without fault",
-    "min_ess": "smallest bulk effective sample size over the variables of the posterior; enough from 100 per run on; "
-    "where runs differ it is small however many draws there are",
+    "min_ess": "smallest bulk effective sample size over the variables of the posterior; enough from 100 per run on, "
+    "or half of the draws where a run has less than 200; where runs differ it is small however many draws there are",
     "max_rhat_canonical": "the same R̂ after each draw is moved to one representative of its orbit (pe.canonicalize)",
     "min_ess_canonical": "the same effective sample size after each draw is moved to one representative of its orbit",
     "max_rhat_invariant": "the same R̂ of log p(θ, y) and the mean log likelihood, which no symmetry of the posterior "
@@ -65,11 +68,12 @@ PREDICTION = {
 }
 
 DENSITY = {
-    "log_predictive_density": "mean over the data of log (1/T) Σ_t p(y_n | θ_t), nats per datum, of the data given; "
-    "error over the data; of training data it is too high",
-    "elpd_loo": "expected log predictive density of left-out data, sum over the data, nats, by Pareto smoothed leave-"
-    "one-out with ratios p(θ, y) / (q(θ) p(y_n | θ)), or 1 / p(y_n | θ) where q's k̂ does not allow that or q is "
-    "not known; error over the data; reliable where the k̂ of each datum is at most 0.7",
+    "log_predictive_density": "mean over the data of log (1/T) Σ_t p(y_n | θ_t), nats per datum, of the data given "
+    "that are not masked; error over the data; of training data it is too high: give others, with held_out=True",
+    "elpd_loo": "expected log predictive density of left-out data, sum over the data that are not masked, nats, by "
+    "Pareto smoothed leave-one-out with ratios p(θ, y) / (q(θ) p(y_n | θ)^s), s the model's scale of the likelihood, "
+    "or p(y_n | θ)^−s where q's k̂ does not allow that or q is not known; of the training data; error over the data; "
+    "reliable where the k̂ of each datum is at most 0.7, and that of q by 2 errors below its limit",
 }
 
 ORBIT = (

@@ -1,6 +1,7 @@
 """One call, one table: what the draws of a posterior say of its fit, its symmetry and its predictions."""
 
 import html
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ..errors import DataError, OptionError
 from ..symmetry import Symmetry
 from .base import METHOD, groups_of
 from .convert import to_arviz
-from .evidence import Evidence, Functionals, Row, Table
+from .evidence import ZERO, Evidence, Functionals, Row, Table
 from .predictions import equivariance, prediction
 from .sections import convergence, coverage, fit
 
@@ -27,6 +28,7 @@ TITLES = {
 }
 WIDTH, NAME = 120, 28
 ROUNDING = 1e-14
+MOST_PLACES, MOST_DIGITS = 6, 9  # of a number that is not printed with an exponent
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,10 @@ class Diagnosis:
 
     @property
     def _left_out(self) -> str:
-        reasons = "; ".join(f"{names}: {reason}" for names, reason in self.missing.items())
+        by_reason: dict[str, list[str]] = {}
+        for names, reason in self.missing.items():
+            by_reason.setdefault(reason, []).append(names)
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
         return f"left out: {reasons}" if reasons else ""
 
 
@@ -129,16 +134,20 @@ def diagnose(
     mean over runs, the typical standard error of one run, and the spread over runs. A verdict is that of the worst run.
     ``definition`` says what a number is, which limits its verdict uses, and what it cannot see.
 
+    Which data? The *fit* and leave-one-out are about the posterior of the data given: these must be those that it was
+    fitted to. *Prediction* should be of others, with ``held_out=True`` of :func:`to_arviz`, which leaves out the ELBO,
+    k̂ and leave-one-out, as q is no approximation of the posterior of data that it has not seen. So diagnose twice.
+
     :param posterior: ArviZ data (of :func:`to_arviz`); or whatever :func:`to_arviz` takes, which is called first: a
         guide, a ``FitResult``, a list of either for several runs, or MCMC.
     :param model: the model, unless ArviZ data are given; with its ``data``.
-    :param data: the model's arguments.
+    :param data: the model's arguments: the training data for the fit, others, with ``held_out=True``, for predictions.
     :param Symmetry symmetry: how the latent sites, the inputs and the outputs move.
     :param int draws: of each run, unless ArviZ data are given.
     :param functionals: of which k̂ is taken: names of scalar variables of the posterior, or functions of the posterior
         dataset that return an array ``(chain, draw)``, by name; by default the mean log likelihood and four scalars.
     :param float alpha: of the conformal sets, the allowed fraction without the label.
-    :param options: further arguments of :func:`to_arviz`.
+    :param options: further arguments of :func:`to_arviz`, such as ``held_out``.
     :raises DataError: for ArviZ data without a posterior, or of several methods.
     :raises OptionError: for options that do not fit.
 
@@ -188,19 +197,40 @@ def _checked(groups: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
 
 def _printed(row: Row) -> list[str]:
     name = row.name if len(row.name) <= NAME - 2 else row.name[: NAME - 3] + "…"
-    error, spread = (f"{x:.2g}" if np.isfinite(x) else "" for x in _without_rounding(row))
-    numbers = f"  {name:<{NAME - 2}} {row.value:>10.4g} {'±' if error else ' '} {error:<8} {spread:>8}  "
+    value, error, spread = _as_text(row)
+    numbers = f"  {name:<{NAME - 2}} {value:>10} {'±' if error else ' '} {error:<8} {spread:>8}  "
     first, *others = textwrap.wrap(row.verdict, WIDTH - len(numbers)) or [""]
     return [(numbers + first).rstrip(), *(" " * len(numbers) + line for line in others)]
 
 
-def _without_rounding(row: Row) -> list[float]:
-    """The standard error and the spread, 0 where they are rounding."""
-    return [0.0 if x < ROUNDING * abs(row.value) else x for x in (row.se, row.spread)]
+def _as_text(row: Row) -> tuple[str, str, str]:
+    """The value to the place of its error's second digit, the error and the spread; 0 where they are rounding."""
+    if ZERO in row.verdict:
+        return "0", "0", "0" if np.isfinite(row.spread) else ""
+    error, spread = (0.0 if x < ROUNDING * abs(row.value) else x for x in (row.se, row.spread))
+    return (_rounded(row.value, error), *(f"{x:.2g}" if np.isfinite(x) else "" for x in (error, spread)))
+
+
+def _rounded(value: float, error: float) -> str:
+    """A number to the second digit of its error, to 4 digits where there is none.
+
+    >>> _rounded(-123456.7, 0.5), _rounded(0.0123, 0.2), _rounded(123456.7, 0.0)
+    ('-123456.70', '0.01', '1.235e+05')
+    """
+    if not np.isfinite([value, error]).all() or not error > 0:
+        return f"{value:.4g}"
+    place = math.floor(math.log10(error)) - 1
+    value = round(value, -place) + 0.0  # no negative 0
+    if -MOST_PLACES <= place and abs(value) < 10**MOST_DIGITS:
+        return f"{value:.{max(0, -place)}f}"
+    return f"{value:.{min(MOST_DIGITS, max(1, _place(value) - place + 1))}g}"
+
+
+def _place(value: float) -> int:
+    return math.floor(math.log10(abs(value))) if value else 0
 
 
 def _html_row(row: Row) -> str:
-    numbers = [f"{row.value:.4g}", *(f"{x:.2g}" if np.isfinite(x) else "" for x in _without_rounding(row))]
     cells = [f'<td title="{html.escape(row.definition)}">{html.escape(row.name)}</td>']
-    cells += [f"<td>{number}</td>" for number in numbers] + [f"<td>{html.escape(row.verdict)}</td>"]
+    cells += [f"<td>{number}</td>" for number in _as_text(row)] + [f"<td>{html.escape(row.verdict)}</td>"]
     return f"<tr>{''.join(cells)}</tr>"

@@ -16,12 +16,12 @@ from ..metrics import Estimate
 from ..metrics.base import move
 from . import quantities
 from .definitions import DENSITY, EQUIVARIANCE, PREDICTION, moved
-from .evidence import Evidence, Table, worst
+from .evidence import NO_DENSITY, ROUNDING, ZERO, Evidence, Table, of_worst, worst
 
 CLEAR = 2.0
 SMALL_KL = 0.01
-ROUNDING = 1e-12
 UNRELIABLE = 0.7
+SURE, NEAR, UNCORRECTED = range(3)  # how doubtful leave-one-out is
 SEED = 0  # of the halves of the data
 
 
@@ -30,14 +30,14 @@ def equivariance(evidence: Evidence, table: Table) -> None:
     group = evidence.groups.get("orbit_predictive", xr.Dataset())
     name = "probs" if "probs" in group else "mean" if "mean" in group else None
     if name is None:
-        reason = "no group orbit_predictive (it needs a symmetry that moves the inputs)"
-        table.leave_out("defect, osp, symmetric_kl", reason)
+        table.leave_out("defect, osp, symmetric_kl", _why_no_orbit(evidence))
         return
     action = _action(evidence)
     runs = [_orbit_draws(group[name].isel(chain=run)) for run in range(evidence.chains)]
     defect = [_where_finite(run, lambda r: metrics.equivariance_defect(r, action=action), least=2) for run in runs]
+    few = "not finite" if evidence.draws > 1 else "one draw"
     scale = max(run[:, 0].square().sum().item() / (len(run) * run.shape[2]) for run in runs)
-    table.add("equivariance", "defect", defect, _defect_verdict(defect, scale), EQUIVARIANCE["defect"])
+    table.add("equivariance", "defect", defect, _defect_verdict(defect, scale), EQUIVARIANCE["defect"], few)
     if name == "mean":
         table.leave_out("osp, symmetric_kl", "the observation is no class")
         return
@@ -45,7 +45,8 @@ def equivariance(evidence: Evidence, table: Table) -> None:
     table.add("equivariance", "osp", osp, _osp_verdict(osp, runs, bool(_label_sites(evidence))), EQUIVARIANCE["osp"])
     kl = [_where_finite(run, lambda r: _symmetric_kl(r, action), least=2) for run in runs]
     verdict = f"{'small' if worst(kl).value <= SMALL_KL else 'moved copies are predicted otherwise'} (up to {SMALL_KL})"
-    table.add("equivariance", "symmetric_kl", kl, verdict, EQUIVARIANCE["symmetric_kl"])
+    verdict = ZERO if abs(worst(kl).value) <= ROUNDING else verdict
+    table.add("equivariance", "symmetric_kl", kl, of_worst(verdict, kl), EQUIVARIANCE["symmetric_kl"], few)
 
 
 def prediction(evidence: Evidence, table: Table) -> None:
@@ -58,9 +59,17 @@ def prediction(evidence: Evidence, table: Table) -> None:
         _class_rows(f"{site}: " if prefix else "", runs, evidence, table)
     group = evidence.groups.get("log_likelihood", xr.Dataset())
     if not group.data_vars:
-        table.leave_out("log_predictive_density, elpd_loo", "no group log_likelihood")
+        lost = "log_predictive_density" if evidence.are_held_out else "log_predictive_density, elpd_loo"
+        table.leave_out(lost, "no group log_likelihood")
     for name in group:
         _density_rows(f"{name}: " if len(group.data_vars) > 1 else "", str(name), evidence, table)
+
+
+def _why_no_orbit(evidence: Evidence) -> str:
+    if evidence.symmetry is None and "symmetry" not in evidence.attrs:
+        return "no symmetry given"
+    moves = "inputs" in evidence.attrs or (evidence.symmetry is not None and evidence.symmetry.inputs is not None)
+    return "no group orbit_predictive" if moves else "the symmetry does not move the inputs"
 
 
 @dataclass(frozen=True)
@@ -95,14 +104,15 @@ def _label_sites(evidence: Evidence) -> dict[str, str]:
 def _of_run(evidence: Evidence, prefix: str, site: str, run: int) -> _Classes:
     labels = evidence.groups["observed_data"][site]
     labels = labels.isel(chain=run) if "chain" in labels.dims else labels
-    y = torch.from_numpy(np.atleast_1d(labels.values)).long()
+    y = torch.from_numpy(labels.values.reshape(-1)).long()
     orbit = evidence.groups.get("orbit_predictive", xr.Dataset())
+    keep = evidence.counted(site)[run] if site in evidence.groups.get("log_likelihood", ()) else np.full(y.shape, True)
     if prefix or "probs" not in orbit:
         array = evidence.groups["posterior_predictive"][f"{prefix}probs"].isel(chain=run)
         probs = torch.from_numpy(array.transpose("draw", ...).values).mean(0, dtype=torch.double)
-        return _Classes(probs.reshape(1, -1, probs.shape[-1]), y[None])
-    probs = _orbit_draws(orbit["probs"].isel(chain=run)).mean(0, dtype=torch.double)
-    return _Classes(probs, _moved_labels(y, _action(evidence), len(probs), probs.shape[-1]))
+        return _Classes(probs.reshape(1, -1, probs.shape[-1])[:, keep], y[None, keep])
+    probs = _orbit_draws(orbit["probs"].isel(chain=run)).mean(0, dtype=torch.double)[:, keep]
+    return _Classes(probs, _moved_labels(y[keep], _action(evidence), len(probs), probs.shape[-1]))
 
 
 def _action(evidence: Evidence):
@@ -130,11 +140,13 @@ def _where_finite(run: Tensor, estimate: Callable[[Tensor], Estimate], least: in
 
 def _defect_verdict(defect: Sequence[Estimate], scale: float) -> str:
     largest = worst(defect)
-    if abs(largest.value) <= ROUNDING * scale:
-        return "0 up to rounding"
-    if not largest.value > CLEAR * largest.se:
-        return "cannot be told from 0"
-    return f"not equivariant: {largest.value / largest.se:.2g} errors above 0"
+    if abs(worst(defect, abs).value) <= ROUNDING * scale:
+        verdict = ZERO
+    elif not largest.value > CLEAR * largest.se:
+        verdict = "cannot be told from 0"
+    else:
+        verdict = f"not equivariant: {largest.value / largest.se:.2g} errors above 0"
+    return of_worst(verdict, defect)
 
 
 def _same_prediction(probs: Tensor, action) -> Estimate:
@@ -145,8 +157,8 @@ def _osp_verdict(osp: Sequence[Estimate], runs: Sequence[Tensor], has_accuracy: 
     least = worst(osp, key=lambda value: -value)
     constant = [run for run in runs if len(run.mean(0, dtype=torch.double).argmax(-1).unique()) == 1]
     if constant:
-        return "says nothing: one class is always predicted"
-    verdict = f"the same class at {least.value:.1%} of the poses"
+        return of_worst("says nothing: one class is always predicted", runs)
+    verdict = of_worst(f"the same class at {least.value:.1%} of the poses", runs)
     return verdict if has_accuracy else f"{verdict}; says little, as there are no labels for an accuracy"
 
 
@@ -165,10 +177,11 @@ def _symmetric_kl(draws: Tensor, action) -> Estimate:
 def _class_rows(label: str, runs: Sequence[_Classes], evidence: Evidence, table: Table) -> None:
     for name, (metric, judge) in SCORES.items():
         upright = [_scored(metric, run, *run.upright) for run in runs]
-        table.add("prediction", f"{label}{name}", upright, judge(upright, runs), PREDICTION[name])
+        verdict = of_worst(judge(upright, runs), runs)
+        table.add("prediction", f"{label}{name}", upright, verdict, PREDICTION[name])
         if runs[0].has_orbit:
             orbit = [_scored(metric, run, run.probs, run.labels) for run in runs]
-            verdict = _against_upright(name, metric, runs)
+            verdict = of_worst(_against_upright(name, metric, runs), runs)
             table.add("prediction", f"{label}{name}_orbit", orbit, verdict, moved(name))
     for suffix in ["", "_orbit"] if runs[0].has_orbit else [""]:
         _conformal_rows(label, suffix, runs, evidence, table)
@@ -194,7 +207,7 @@ def _judge_accuracy(estimates: Sequence[Estimate], runs: Sequence[_Classes]) -> 
 
 
 def _judge_nll(estimates: Sequence[Estimate], runs: Sequence[_Classes]) -> str:
-    return _against_frequencies(worst(estimates), -math.fsum(p * math.log(p) for p in _frequencies(runs)))
+    return _against_frequencies(worst(estimates), 0.0 - math.fsum(p * math.log(p) for p in _frequencies(runs)))
 
 
 def _judge_brier(estimates: Sequence[Estimate], runs: Sequence[_Classes]) -> str:
@@ -254,13 +267,14 @@ def _conformal_rows(label: str, suffix: str, runs: Sequence[_Classes], evidence:
     classes, count = runs[0].probs.shape[-1], runs[0].probs.shape[1]
     define = moved if suffix else PREDICTION.__getitem__
     verdict = f"of {classes} classes at level {1 - evidence.alpha:g}"
-    table.add("prediction", f"{label}set_size{suffix}", size, verdict, define("set_size"))
+    few = "not finite" if count > 1 else "one datum"
+    table.add("prediction", f"{label}set_size{suffix}", size, verdict, define("set_size"), few)
     apart = worst(share, key=lambda value: abs(value - 1 + evidence.alpha))
     calibration = math.sqrt(evidence.alpha * (1 - evidence.alpha) / max(count // 2, 1))
     gap = apart.value - 1 + evidence.alpha
     right = not abs(gap) > CLEAR * math.hypot(calibration, apart.se)
     verdict = f"{'as' if right else 'more than' if gap > 0 else 'less than'} promised, {1 - evidence.alpha:g}"
-    table.add("prediction", f"{label}set_coverage{suffix}", share, verdict, define("set_coverage"))
+    table.add("prediction", f"{label}set_coverage{suffix}", share, of_worst(verdict, runs), define("set_coverage"), few)
 
 
 def _conformal(run: _Classes, suffix: str, evidence: Evidence) -> tuple[Estimate, Estimate]:
@@ -281,27 +295,63 @@ def _conformal(run: _Classes, suffix: str, evidence: Evidence) -> tuple[Estimate
 
 
 def _density_rows(label: str, name: str, evidence: Evidence, table: Table) -> None:
-    runs = [run.reshape(len(run), -1) for run in evidence.array("log_likelihood", name)]
+    runs = evidence.log_likelihood(name)
+    counts = " to ".join(map(str, sorted({min(run.shape[1] for run in runs), max(run.shape[1] for run in runs)})))
     density = [quantities.mean_with_error(quantities.log_predictive_density(run)) for run in runs]
-    verdict = f"nats per datum, of {runs[0].shape[1]} data"
-    table.add("prediction", f"{label}log_predictive_density", density, verdict, DENSITY["log_predictive_density"])
-    ratios, note = _corrections(evidence)
-    loo = [quantities.leave_one_out(run, correction) for run, correction in zip(runs, ratios, strict=True)]
-    high = max(int((run.pareto_k > UNRELIABLE).sum()) for run in loo)
-    trust = "reliable" if not high else f"unreliable: k̂ > {UNRELIABLE} for {high} of {runs[0].shape[1]} data"
+    verdict, empty = f"nats per datum, of {counts} data", "not finite" if counts != "0" else "all data are masked"
+    define = DENSITY["log_predictive_density"]
+    table.add("prediction", f"{label}log_predictive_density", density, verdict, define, empty)
+    if evidence.are_held_out:
+        return
+    if evidence.draws < quantities.LEAST_DRAWS:
+        empty = f"less than {quantities.LEAST_DRAWS} draws"
+    trusts = _trusts(evidence)
+    loo = [
+        quantities.leave_one_out(run, trust.correction, evidence.scale(name))
+        for run, trust in zip(runs, trusts, strict=True)
+    ]
     estimates = [Estimate(r.elpd, r.se) for r in loo]
-    table.add("prediction", f"{label}elpd_loo", estimates, f"{trust}; {note}", DENSITY["elpd_loo"])
+    table.add("prediction", f"{label}elpd_loo", estimates, _loo_verdict(loo, trusts), DENSITY["elpd_loo"], empty)
 
 
-def _corrections(evidence: Evidence) -> tuple[list[np.ndarray | None], str]:
-    """For each run the log ratios that correct for draws of q, where there are and their k̂ allows; and a note."""
-    if evidence.log_ratios is None:
-        return [None] * evidence.chains, "draws taken as the posterior's"
-    ks = [quantities.pareto_k(run).value for run in evidence.log_ratios]
-    limit = quantities.k_limit(evidence.draws)
-    ratios = [run if k <= limit else None for run, k in zip(evidence.log_ratios, ks, strict=True)]
-    poor = [k for k in ks if not k <= limit]
-    if not poor:
-        return ratios, "corrected for q"
-    runs = f" in {len(poor)} of {len(ks)} runs" if len(ks) > 1 else ""
-    return ratios, f"not corrected for q{runs}: k̂ {max(poor):.2g}"
+@dataclass(frozen=True)
+class _Trust:
+    """The log ratios that correct one run for draws of q, how doubtful that leaves it, and a note."""
+
+    correction: np.ndarray | None
+    doubt: int
+    note: str
+
+
+def _trusts(evidence: Evidence) -> list[_Trust]:
+    """For each run, the ratios where there are and their k̂ allows."""
+    if evidence.log_ratios is not None:
+        limit = quantities.k_limit(evidence.draws)
+        return [_trust(run, quantities.pareto_k(run), limit) for run in evidence.log_ratios]
+    lost = evidence.why_no_log_q or "sample_stats has no lp"
+    if evidence.why_no_log_q in ("", NO_DENSITY):
+        return [_Trust(None, UNCORRECTED, f"of q's draws, not of the posterior ({lost})")] * evidence.chains
+    return [_Trust(None, SURE, "draws taken as the posterior's")] * evidence.chains
+
+
+def _trust(log_ratios: np.ndarray, k: Estimate, limit: float) -> _Trust:
+    if not k.value <= limit:
+        shown = "unknown" if math.isnan(k.value) else f"{k.value:.2g}"
+        return _Trust(None, UNCORRECTED, f"of q's draws, not of the posterior (k̂ {shown})")
+    if not k.value + CLEAR * k.se <= limit:
+        near = f"k̂ {k.value:.2g} ± {k.se:.1g}, not clearly below {limit:.2g}"
+        return _Trust(log_ratios, NEAR, f"may be off: {near}; corrected for q")
+    return _Trust(log_ratios, SURE, "corrected for q")
+
+
+def _loo_verdict(loo: Sequence, trusts: Sequence[_Trust]) -> str:
+    """Of the most doubtful run, of several the one with the most unreliable data."""
+    high = [int((~(run.pareto_k <= UNRELIABLE)).sum()) for run in loo]
+    known = [i for i, run in enumerate(loo) if math.isfinite(run.elpd)] or [0]
+    run = max(known, key=lambda i: (trusts[i].doubt, high[i]))
+    parts = [trusts[run].note]
+    if high[run]:
+        parts.insert(0, f"unreliable: k̂ > {UNRELIABLE} for {high[run]} of {len(loo[run].pareto_k)} data")
+    elif trusts[run].doubt == SURE:
+        parts.insert(0, "reliable")
+    return of_worst("; ".join(parts), loo)

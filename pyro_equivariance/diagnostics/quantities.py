@@ -19,15 +19,22 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import norm, rankdata
+from scipy.stats import t as student
 
 from ..metrics import Estimate
 from . import base
 
 LEAST_DRAWS = 25  # for the 5 of them that a tail needs
-FLAT = 1e-6  # a range of log ratios, in nats, that is rounding
+ROUNDING = 1e-6  # a range of log ratios, in nats
+FLAT = 0.05  # nats: where REACHED log ratios or more are as near to the largest, they are bounded, for these draws
+REACHED = 20
+APART = 0.01  # of the range of a tail: log ratios that are nearer than that count as one
+DISTINCT = 4  # values of a tail to which a Pareto distribution is fitted
 CLEAR = 4.0  # standard errors at which a cubic or quartic term is taken for real
+LEAST_VALUES = 10  # of a functional
 BLOCKS = 20
 TREND_BLOCKS = 10
+LEAST_LOSSES = 8
 UNKNOWN = Estimate(math.nan, math.nan)
 
 
@@ -63,15 +70,32 @@ def jackknife(statistic: Callable[[np.ndarray], float], count: int, blocks: int 
 def pareto_k(log_ratios: np.ndarray) -> Estimate:
     """The shape k̂ of the generalized Pareto distribution fitted to the largest of T importance ratios [1, 2].
 
-    0 where all ratios are equal, NaN from less than 25 draws or where too few ratios differ. The standard error is the
-    jackknife over 20 blocks of draws.
+    0 for bounded ratios: where the 20 largest differ by less than 5 %. NaN where :func:`why_no_k` has a reason. The
+    standard error is the jackknife over 20 blocks of draws.
 
     :param log_ratios: ``(T,)``, in nats; a constant added to all changes nothing.
     """
     log_ratios = np.asarray(log_ratios, dtype=float)
-    if len(log_ratios) < LEAST_DRAWS or not np.isfinite(log_ratios).all():
+    if why_no_k(log_ratios):
         return UNKNOWN
     return Estimate(_shape(log_ratios), jackknife(lambda kept: _shape(log_ratios[kept]), len(log_ratios)))
+
+
+def why_no_k(log_ratios: np.ndarray, functional: np.ndarray | None = None) -> str:
+    """Why ratios, or those of a functional, have no k̂; empty where they have one.
+
+    >>> why_no_k(np.zeros(24)), why_no_k(np.arange(30.0)), why_no_k(np.arange(30.0), np.ones(30))
+    ('less than 25 draws', '', 'it does not vary')
+    """
+    if len(log_ratios) < LEAST_DRAWS:
+        return f"less than {LEAST_DRAWS} draws"
+    if not np.isfinite(log_ratios).all() or (functional is not None and not np.isfinite(functional).all()):
+        return "not finite"
+    if functional is None:
+        bounded, few = _tails(log_ratios[None])
+        return "too few distinct ratios" if few[0] and not bounded[0] else ""
+    values = len(np.unique(functional))
+    return ("it does not vary" if values == 1 else f"it has {values} values only") if values < LEAST_VALUES else ""
 
 
 def marginal_pareto_k(log_ratios: np.ndarray, functional: np.ndarray) -> Estimate:
@@ -86,17 +110,15 @@ def marginal_pareto_k(log_ratios: np.ndarray, functional: np.ndarray) -> Estimat
     :param functional: ``(T,)``, ``h(θ_t)``; NaN results from less than 10 different values.
     """
     log_ratios, functional = np.asarray(log_ratios, dtype=float), np.asarray(functional, dtype=float)
-    if len(log_ratios) < LEAST_DRAWS or not np.isfinite([log_ratios, functional]).all():
-        return UNKNOWN
-    if len(np.unique(functional)) < 10:
+    if why_no_k(log_ratios, functional):
         return UNKNOWN
 
     def shape(kept: np.ndarray) -> float:
-        return max(0.0, _shape(marginal_log_ratios(log_ratios[kept], functional[kept])))
+        return float(np.maximum(0.0, _shape(marginal_log_ratios(log_ratios[kept], functional[kept]))))
 
     joint = pareto_k(log_ratios)
-    value = shape(np.arange(len(log_ratios)))
-    return joint if value > joint.value else Estimate(value, jackknife(shape, len(log_ratios)))
+    limit, value = max(0.0, joint.value), shape(np.arange(len(log_ratios)))
+    return Estimate(limit, joint.se) if value > limit else Estimate(value, jackknife(shape, len(log_ratios)))
 
 
 def marginal_log_ratios(log_ratios: np.ndarray, functional: np.ndarray) -> np.ndarray:
@@ -149,9 +171,9 @@ def trend(step: np.ndarray, loss: np.ndarray) -> Estimate:
     -1.0
     """
     known = np.isfinite(loss)
-    if known.sum() < 8:
+    if known.sum() < LEAST_LOSSES:
         return UNKNOWN
-    last = max(4, math.ceil(known.sum() / 4))
+    last = _last(known.sum())
     chunks = np.array_split(np.arange(last), min(TREND_BLOCKS, last))
     x, y = (
         np.array([values[known][-last:][chunk].mean() for chunk in chunks])
@@ -161,6 +183,23 @@ def trend(step: np.ndarray, loss: np.ndarray) -> Estimate:
     slope = float(x @ y / (x @ x))
     variance = np.square(y - slope * x).sum() / (len(x) - 2) / (x @ x)
     return Estimate(round(100 * slope, 12), 100 * math.sqrt(variance))
+
+
+def trend_limit(loss: np.ndarray, level: float) -> float:
+    """How many standard errors :func:`trend` of a flat noisy loss stays within with probability ``1 − level``.
+
+    Student's t quantile for the number of blocks less 2 degrees of freedom.
+
+    >>> round(trend_limit(np.zeros(8), 0.05), 3), round(trend_limit(np.zeros(400), 0.05), 3)
+    (4.303, 2.306)
+    """
+    freedom = min(TREND_BLOCKS, _last(np.isfinite(loss).sum())) - 2
+    return float(student.isf(level / 2, freedom))
+
+
+def _last(count: int) -> int:
+    """How many values are the last quarter."""
+    return max(4, math.ceil(count / 4))
 
 
 def orbit_divergence(log_q_orbit: np.ndarray) -> Estimate:
@@ -189,24 +228,29 @@ def log_predictive_density(log_likelihood: np.ndarray) -> np.ndarray:
     return logsumexp(log_likelihood, axis=0) - math.log(len(log_likelihood))
 
 
-def leave_one_out(log_likelihood: np.ndarray, correction: np.ndarray | None = None) -> base.LeaveOneOut:
+def leave_one_out(
+    log_likelihood: np.ndarray, correction: np.ndarray | None = None, scale: float = 1.0
+) -> base.LeaveOneOut:
     """Pareto smoothed leave-one-out: the sum over the data of ``log p(y_n | y_−n)``, in nats [2].
 
-    The ratios are ``1 / p(y_n | θ_t)``; with a correction for draws that come from q and not from the posterior, times
-    ``p(θ_t, y) / q(θ_t)`` [3].
+    The ratios are ``p(y_n | θ_t)^−s`` with the scale s of the likelihood, as under ``poutine.scale``; with a correction
+    for draws that come from q and not from the posterior, times ``p(θ_t, y) / q(θ_t)`` [3].
 
-    :param log_likelihood: ``(T, N)``.
-    :param correction: ``(T,)``, ``log p(θ_t, y) − log q(θ_t)``.
+    :param log_likelihood: ``(T, N)``, not scaled.
+    :param correction: ``(T,)``, ``log p(θ_t, y) − log q(θ_t)``, scaled as the model is.
+    :param scale: by which the model multiplies the log likelihood of a datum.
     """
-    ratios = -log_likelihood.T if correction is None else correction - log_likelihood.T
-    ratios = ratios - ratios.max(1, keepdims=True)
-    if len(log_likelihood) < LEAST_DRAWS or not np.isfinite(ratios).all():
+    ratios = -scale * log_likelihood.T
+    ratios = ratios if correction is None else correction + ratios
+    if len(log_likelihood) < LEAST_DRAWS or not len(ratios) or not np.isfinite(ratios).all():
         return base.LeaveOneOut(math.nan, math.nan, math.nan, np.full(len(ratios), math.nan))
-    largest = np.sort(ratios, axis=1)[:, -max(5, ratios.shape[1] // 5) :]
-    uneven = np.ptp(largest, axis=1) > FLAT  # other tails are bounded, and left as they are
-    log_weights, k = ratios - logsumexp(ratios, axis=1, keepdims=True), np.zeros(len(ratios))
-    if uneven.any():
-        log_weights[uneven], k[uneven] = base.ARVIZ.smoothed(ratios[uneven])
+    ratios = ratios - ratios.max(1, keepdims=True)
+    bounded, few = _tails(ratios)
+    fitted = ~few & (np.ptp(ratios, axis=1) > ROUNDING)  # other tails are left as they are
+    log_weights, k = ratios - logsumexp(ratios, axis=1, keepdims=True), np.where(few, math.nan, 0.0)
+    if fitted.any():
+        log_weights[fitted], k[fitted] = base.ARVIZ.smoothed(ratios[fitted])
+    k[bounded] = np.fmin(k[bounded], 0.0)
     pointwise = logsumexp(log_weights + log_likelihood.T, axis=1)
     se = math.sqrt(len(pointwise) * pointwise.var())
     p = log_predictive_density(log_likelihood).sum() - pointwise.sum()
@@ -214,13 +258,24 @@ def leave_one_out(log_likelihood: np.ndarray, correction: np.ndarray | None = No
 
 
 def _shape(log_ratios: np.ndarray) -> float:
-    log_ratios = log_ratios - log_ratios.max()
-    if -log_ratios.min() < FLAT:
-        return 0.0
-    tail = np.sort(log_ratios)[-max(5, len(log_ratios) // 5) :]
-    if len(np.unique(tail)) < 5:
-        return math.nan
-    return float(base.ARVIZ.smoothed(log_ratios[None])[1][0])
+    log_ratios = log_ratios[None] - log_ratios.max()
+    bounded, few = _tails(log_ratios)
+    if bounded[0] or few[0]:
+        return 0.0 if bounded[0] else math.nan
+    return float(base.ARVIZ.smoothed(log_ratios)[1][0])
+
+
+def _tails(log_ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows ``(..., T)`` are bounded, and which have too few values for a Pareto distribution.
+
+    The latter have less than 5 above the threshold of the tail, or few of which the largest came up repeatedly.
+    """
+    draws = log_ratios.shape[-1]
+    tail = np.sort(log_ratios)[..., -math.ceil(min(draws / 5, 3 * math.sqrt(draws))) - 1 :]
+    bounded = tail[..., -1] - tail[..., -min(REACHED, tail.shape[-1] - 1)] < FLAT
+    apart = np.diff(tail) > APART * (tail[..., -1:] - tail[..., :1])
+    repeated = (apart.sum(-1) + 1 < DISTINCT) & ~apart[..., -1]
+    return bounded, repeated | ((tail > tail[..., :1]).sum(-1) < 5)
 
 
 def _least_squares(y: np.ndarray, x: np.ndarray, degree: int) -> tuple[np.ndarray, bool]:

@@ -12,10 +12,14 @@ from ..metrics import Estimate
 from ..model_symmetries import canonicalize
 from . import base, quantities
 from .definitions import CONVERGENCE, COVERAGE, FIT
-from .evidence import Evidence, Table, worst
+from .evidence import ROUNDING, ZERO, Evidence, Table, of_worst, worst
 
 GOOD_K = 0.5
+UNTOLD = 0.5  # an error of k̂ with which it says nothing
 CLEAR = 3.0
+LEVEL = 0.0027  # of a flat loss that is taken for a trend: 3 standard errors of a long history
+HELD_OUT = "the data were held out: q is not an approximation of their posterior"
+ALONE = "; of mean_log_likelihood alone; sites='all' shows the weights"
 SCALARS = 4
 RHAT, ESS = 1.01, 100
 EXACT = 1e-5  # of log p, so that single precision passes
@@ -24,20 +28,24 @@ WHOLE = 0.02  # of a copy
 
 def fit(evidence: Evidence, table: Table) -> None:
     """ELBO, its trend, and k̂ of the joint and of marginal weights."""
-    ratios = evidence.log_ratios
-    if ratios is None:
-        table.leave_out("elbo, k_hat", "sample_stats has no lp and log_q (draws of MCMC have no log q)")
+    ratios = None if evidence.are_held_out else evidence.log_ratios
+    if evidence.are_held_out:
+        table.leave_out("elbo, k_hat, k_hat[·], elpd_loo", HELD_OUT)
+    elif ratios is None:
+        table.leave_out("elbo, k_hat, k_hat[·]", evidence.why_no_log_q or "sample_stats has no lp")
     else:
         elbo = [quantities.mean_with_error(run) for run in ratios]
-        table.add("fit", "elbo", elbo, _elbo_verdict(elbo, _count(evidence)), FIT["elbo"])
+        table.add("fit", "elbo", elbo, _elbo_verdict(elbo, *_count(evidence)), FIT["elbo"])
     _trend(evidence, table)
     _divergences(evidence, table)
     if ratios is not None:
         k = [quantities.pareto_k(run) for run in ratios]
-        table.add("fit", "k_hat", k, k_verdict(k, evidence.draws), FIT["k_hat"])
+        reason = _why_no_k(ratios)
+        table.add("fit", "k_hat", k, k_verdict(k, evidence.draws), FIT["k_hat"], reason)
         for name, values in _functionals(evidence).items():
             k = [quantities.marginal_pareto_k(run, h) for run, h in zip(ratios, values, strict=True)]
-            table.add("fit", f"k_hat[{name}]", k, k_verdict(k, evidence.draws), FIT["k_hat[·]"])
+            reason = _why_no_k(ratios, values)
+            table.add("fit", f"k_hat[{name}]", k, k_verdict(k, evidence.draws), FIT["k_hat[·]"], reason)
 
 
 def k_verdict(estimates: Sequence[Estimate], draws: int) -> str:
@@ -50,27 +58,31 @@ def k_verdict(estimates: Sequence[Estimate], draws: int) -> str:
         verdict = f"usable (up to {limit:.2g})"
     else:
         verdict = f"poor (above {limit:.2g})"
-    if abs(k.value - limit) < 2 * k.se:
+    if math.isnan(k.se) or (k.se > UNTOLD and abs(k.value - limit) < 2 * k.se):
+        verdict = "cannot be told: the error is too large"
+    elif abs(k.value - limit) < 2 * k.se:
         verdict += ", but within 2 errors of the limit: take more draws"
-    return ("worst run: " if len(estimates) > 1 else "") + verdict
+    return of_worst(verdict, estimates)
 
 
 def coverage(evidence: Evidence, table: Table) -> None:
     """How much of the orbit q covers, and whether the model has the symmetry at all."""
     log_p, log_q = evidence.array("sample_stats", "lp_orbit"), evidence.array("sample_stats", "log_q_orbit")
     if log_q is None:
-        table.leave_out("coverage", "sample_stats has no log_q_orbit (it needs a symmetry that moves the latent sites)")
+        table.leave_out("coverage, mixture_gain, log_density_gap", evidence.why_no_orbit_of_latents)
     else:
         order = log_q.shape[-1]
         gain = [quantities.orbit_divergence(run) for run in log_q]
         share = [Estimate(min(1.0, math.exp(-kl.value)), math.exp(-kl.value) * kl.se) for kl in gain]
         gap = [quantities.density_gap(run) for run in log_q]
         table.add("coverage", "coverage", share, _coverage_verdict(share, order), COVERAGE["coverage"])
-        limit = f"nats, at most log {order} = {math.log(order):.3g}"
+        zero = f"{ZERO}; " if abs(worst(gain, abs).value) <= ROUNDING else ""
+        limit = f"{zero}nats, at most log {order} = {math.log(order):.3g}"
         table.add("coverage", "mixture_gain", gain, limit, COVERAGE["mixture_gain"])
-        table.add("coverage", "log_density_gap", gap, _gap_verdict(gap), COVERAGE["log_density_gap"])
+        reason = "the group has one element" if order == 1 else "not finite"
+        table.add("coverage", "log_density_gap", gap, _gap_verdict(gap), COVERAGE["log_density_gap"], reason)
     if log_p is None:
-        table.leave_out("model_symmetry", "sample_stats has no lp_orbit (the inputs must stay where they are)")
+        table.leave_out("model_symmetry", _why_no_lp_orbit(evidence))
     else:
         change = np.abs(log_p - log_p[..., :1])
         largest = [Estimate(float(run.max()), math.nan) for run in change]
@@ -84,6 +96,7 @@ def convergence(evidence: Evidence, table: Table) -> None:
         table.leave_out("max_rhat, min_ess", "one run")
         return
     posterior = _drawn(evidence.groups["posterior"])
+    alone = ALONE if list(posterior) == ["mean_log_likelihood"] else ""
     found = {"": posterior, "_invariant": _invariants(evidence, posterior)}
     if evidence.symmetry is None:
         table.leave_out("max_rhat_canonical", "no symmetry given")
@@ -93,20 +106,40 @@ def convergence(evidence: Evidence, table: Table) -> None:
         except SymmetryError as error:
             table.leave_out("max_rhat_canonical", str(error).split(". ")[0].rstrip("."))
     if not posterior.data_vars:
-        table.leave_out("max_rhat", "the posterior has no variables that vary")
+        table.leave_out("max_rhat, min_ess", "the posterior has no variables that vary")
     rhat = {suffix: _extreme(base.ARVIZ.rhat(d), max) for suffix, d in found.items() if d.data_vars}
     aligned = rhat.get("_canonical", rhat.get("_invariant"))
     for suffix, (value, name) in rhat.items():
         ess, smallest = _extreme(base.ARVIZ.ess(found[suffix]), min)
-        verdict = _rhat_verdict(value, name, None if suffix else aligned)
-        table.add("convergence", f"max_rhat{suffix}", _joint(value), verdict, CONVERGENCE[f"max_rhat{suffix}"])
-        verdict = f"{'enough' if ess >= ESS * evidence.chains else 'few'}; smallest for {smallest}"
-        table.add("convergence", f"min_ess{suffix}", _joint(ess), verdict, CONVERGENCE[f"min_ess{suffix}"])
+        verdict = _rhat_verdict(value, name, None if suffix else aligned) + ("" if suffix else alone)
+        few = f"not finite, or too few draws, {evidence.draws}"
+        table.add("convergence", f"max_rhat{suffix}", _joint(value), verdict, CONVERGENCE[f"max_rhat{suffix}"], few)
+        verdict = f"{_enough(ess, evidence)}; smallest for {smallest}" + ("" if suffix else alone)
+        table.add("convergence", f"min_ess{suffix}", _joint(ess), verdict, CONVERGENCE[f"min_ess{suffix}"], few)
 
 
-def _elbo_verdict(elbo: Sequence[Estimate], count: int | None) -> str:
+def _why_no_k(ratios: np.ndarray, functional: np.ndarray | None = None) -> str:
+    """The reasons of all runs."""
+    each = zip(ratios, [None] * len(ratios) if functional is None else functional, strict=True)
+    return ", ".join(dict.fromkeys(filter(None, (quantities.why_no_k(*pair) for pair in each)))) or "not finite"
+
+
+def _why_no_lp_orbit(evidence: Evidence) -> str:
+    if evidence.array("sample_stats", "log_q_orbit") is None:
+        return evidence.why_no_orbit_of_latents
+    if "inputs" in evidence.attrs or (evidence.symmetry is not None and evidence.symmetry.inputs is not None):
+        return "the inputs move: the posterior has the symmetry only together with its data (see pe.lifted_check)"
+    return "sample_stats has no lp_orbit"
+
+
+def _enough(ess: float, evidence: Evidence) -> str:
+    least = evidence.chains * min(ESS, evidence.draws / 2)
+    return f"{'enough' if ess >= least else 'few'} (from {least:g} on)"
+
+
+def _elbo_verdict(elbo: Sequence[Estimate], count: float, unit: str) -> str:
     best = worst(elbo)
-    parts = [f"{best.value / count:.4g} nats per datum" if count else "nats"]
+    parts = [f"{best.value / count:.4g} nats per {unit}" if count else "nats"]
     if len(elbo) > 1:
         parts[0] = f"best run {parts[0]}"
         values = np.array([e.value for e in elbo])
@@ -116,10 +149,11 @@ def _elbo_verdict(elbo: Sequence[Estimate], count: int | None) -> str:
     return ", ".join(parts)
 
 
-def _count(evidence: Evidence) -> int | None:
-    """The number of data."""
-    arrays = evidence.groups.get("log_likelihood", xr.Dataset()).values()
-    return sum(array.size // (evidence.chains * evidence.draws) for array in arrays) or None
+def _count(evidence: Evidence) -> tuple[float, str]:
+    """How many observations the log likelihood stands for, each with its scale, masked ones not; and their name."""
+    names = [str(name) for name in evidence.groups.get("log_likelihood", ())]
+    total = sum(evidence.scale(name) * evidence.counted(name).sum(1).mean() for name in names)
+    return total, "datum" if len(names) == 1 else "observation"
 
 
 def _trend(evidence: Evidence, table: Table) -> None:
@@ -129,7 +163,9 @@ def _trend(evidence: Evidence, table: Table) -> None:
         return
     loss = group["loss"].reindex(chain=evidence.groups["posterior"]["chain"]).transpose("chain", "step").values
     slopes = [quantities.trend(group["step"].values, run) for run in loss]
-    table.add("fit", "loss_trend", slopes, _trend_verdict(slopes), FIT["loss_trend"])
+    limits = [quantities.trend_limit(run, LEVEL) for run in loss]
+    few = f"less than {quantities.LEAST_LOSSES} finite losses"
+    table.add("fit", "loss_trend", slopes, _trend_verdict(slopes, limits), FIT["loss_trend"], few)
 
 
 def _divergences(evidence: Evidence, table: Table) -> None:
@@ -141,9 +177,9 @@ def _divergences(evidence: Evidence, table: Table) -> None:
         table.add("fit", "divergences", [Estimate(float(n), math.nan) for n in counts], verdict, FIT["divergences"])
 
 
-def _trend_verdict(slopes: Sequence[Estimate]) -> str:
-    falling = sum(slope.value < -CLEAR * slope.se for slope in slopes)
-    rising = sum(slope.value > CLEAR * slope.se for slope in slopes)
+def _trend_verdict(slopes: Sequence[Estimate], limits: Sequence[float]) -> str:
+    falling = sum(slope.value < -limit * slope.se for slope, limit in zip(slopes, limits, strict=True))
+    rising = sum(slope.value > limit * slope.se for slope, limit in zip(slopes, limits, strict=True))
     several = len(slopes) > 1
     parts = [
         f"{word} in {number} of {len(slopes)} runs" if several else word
@@ -190,10 +226,13 @@ def _coverage_verdict(share: Sequence[Estimate], order: int) -> str:
 def _gap_verdict(gap: Sequence[Estimate]) -> str:
     largest = worst(gap)
     if math.isinf(largest.value):
-        return "q has no density at moved draws, which k̂ cannot see"
-    if largest.value <= max(2 * largest.se, EXACT):
-        return "q is as dense at moved draws as at its own"
-    return "nats that q is less dense at moved draws, which k̂ cannot see"
+        verdict = "q has no density at moved draws, which k̂ cannot see"
+    elif largest.value <= max(2 * largest.se, EXACT):
+        zero = f"{ZERO}: " if abs(worst(gap, abs).value) <= ROUNDING else ""
+        verdict = f"{zero}q is as dense at moved draws as at its own"
+    else:
+        verdict = "nats that q is less dense at moved draws, which k̂ cannot see"
+    return of_worst(verdict, gap)
 
 
 def _symmetry_verdict(change: np.ndarray, log_p: np.ndarray, elements: Sequence[str]) -> str:
@@ -202,7 +241,7 @@ def _symmetry_verdict(change: np.ndarray, log_p: np.ndarray, elements: Sequence[
     if change.max() <= EXACT * max(1.0, float(np.abs(log_p).max())):
         return "the posterior has the symmetry"
     element = elements[int(change.max((0, 1)).argmax())]
-    return f"the posterior lacks the symmetry, most at {element!r}: no reason to cover the orbit"
+    return of_worst(f"the posterior lacks the symmetry, most at {element!r}: no reason to cover the orbit", change)
 
 
 def _elements(evidence: Evidence) -> list[str]:
