@@ -335,6 +335,7 @@ def at_one_dimension(kind):
     built = {
         "GroupNorm": lambda: kind(4, 8), "LayerNorm": lambda: kind((8, 4, 4)), "Softmax": lambda: kind(1),
         "LogSoftmax": lambda: kind(1), "Upsample": lambda: kind(scale_factor=2), "Linear": lambda: kind(4, 4),
+        "SupportedConv2d": lambda: kind(8, 8, 3, kept="cross", padding=1),
     }  # fmt: skip
     return built.get(name, kind)(), axes
 

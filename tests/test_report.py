@@ -630,3 +630,16 @@ def test_other_files_are_refused(tmp_path, name):
 def test_an_input_that_there_is_not(observation):
     with pytest.raises(OptionError, match=rf"in 0\.\.29; got {observation}"):
         plots.report(data(), diagnosis=(), observation=observation)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_stack_of_one_method_is_drawn_as_that_method(tmp_path, runs):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    symmetry = pe.network_symmetry(net, pe.CyclicGroup(4), (1, 4, 4))
+    model = pe.BayesianNetwork(net)
+    data = torch.randn(12, 1, 4, 4), torch.arange(12) % 3
+    several = [pe.to_arviz(model, pe.AutoMeanFieldNormal(model), data, symmetry, draws=6) for _ in range(runs)]
+    stacked = pe.diagnostics.stack({"baseline": several})
+    figure = pe.plots.report(stacked, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "coverage" in page and figure.axes

@@ -39,7 +39,6 @@ from .sites import (
 from .tables import Labelled, Labels, Recorder, as_arrays, dataset
 
 
-
 def to_arviz(
     model: Callable,
     guide: Any = None,

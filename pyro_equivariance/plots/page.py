@@ -193,10 +193,12 @@ def _draw_orbit(place: FigureBase, evidence: Evidence) -> None:
     copies = _copies(evidence)
     if evidence.several or not first.has_classes:
         _draw_values(place, copies, draws, names, first.label(n) if first.has_classes else None, first.has_classes)
-    elif copies is not None:
-        draw_orbit(place, copies, draws[""], names, first.label(n), legend="lower right")
+        return
+    (only,) = draws.values()
+    if copies is not None:
+        draw_orbit(place, copies, only, names, first.label(n), legend="lower right")
     else:
-        draw_orbit_beside(place, first.image(n), draws[""], names, first.label(n))
+        draw_orbit_beside(place, first.image(n), only, names, first.label(n))
 
 
 def _pooled_draws(method: Method, n: int) -> np.ndarray:
@@ -311,10 +313,12 @@ def _draw_likelihood(place: FigureBase, evidence: Evidence) -> None:
     ax = place.subplots()
     if evidence.several:
         draw_method_intervals(ax, values)
-    elif len(values[""]) > 1:
-        draw_run_ranks(ax, values[""])
+        return
+    (runs,) = values.values()
+    if len(runs) > 1:
+        draw_run_ranks(ax, runs)
     else:
-        ax.plot(values[""][0], color=BLUE, lw=0.7)
+        ax.plot(runs[0], color=BLUE, lw=0.7)
         ax.set(xlabel="draw", ylabel="log likelihood\n(nats per datum)")
 
 
