@@ -12,6 +12,7 @@ from . import (
     average,
     conventions,
     defect,
+    diagnostics,
     factors,
     guides,
     import_time,
@@ -35,6 +36,7 @@ SECTIONS = {
     "factors": factors.run,
     "lattice": lattice.run,
     "step": step.run,
+    "diagnostics": diagnostics.run,
     "import_time": import_time.run,
 }
 
