@@ -173,8 +173,8 @@ def _schools(report: Report) -> None:
     table = report.table(
         "Eight schools by two guides and NUTS, through one function",
         "posterior mean (standard deviation over draws) of μ, τ and the first school's θ; elpd: PSIS leave-one-out, "
-        "nats, and its worst k̂. Guides: 3,000 steps of Adam, rate 0.02 falling to 0, seed 0, 4,000 draws; NUTS: 1,000 "
-        "warm-up, 4,000 draws in one chain. Means are to be compared with NUTS's Monte Carlo error of about 0.1: what "
+        "nats, and its worst k̂. Guides: 3,000 steps of Adam, rate 0.02 falling to 0, seed 0, 4,000 draws; NUTS: 500 "
+        "warm-up, 1,000 draws in one chain. Means are to be compared with NUTS's Monte Carlo error of 0.1 to 0.2: what "
         "is left is the mean-field family's.",
         Column("method", "method", width=20),
         Column("mu", "mu", width=13),
