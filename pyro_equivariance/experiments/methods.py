@@ -155,6 +155,7 @@ def ensemble(problem: Problem, seed: int, progress: bool) -> Fitted:
     """Networks trained by maximum likelihood with random augmentation, each for a quarter of the epochs."""
     config = problem.config
     epochs = max(2, config.epochs // SHORTER)
+    batch_size = min(config.batch_size, len(problem.splits.train[1]))
     result = fit_ensemble(
         problem.network(config.width),
         problem.splits.train,
@@ -163,13 +164,14 @@ def ensemble(problem: Problem, seed: int, progress: bool) -> Fitted:
         orbit="random",
         learning_rate=config.learning_rate,
         epochs=epochs,
-        batch_size=min(config.batch_size, len(problem.splits.train[1])),
+        batch_size=batch_size,
         validation=problem.splits.validation,
         validate_every=max(1, epochs // 10),
         seed=seed,
         progress=progress,
     )
     history = {name: values.double().mean(0).tolist() for name, values in result.history.items()}
+    history["steps"] = [(epoch + 1) * (len(problem.splits.train[1]) // batch_size) for epoch in range(epochs)]
     return Fitted(result.model, result, history, result.seconds, exact=False, symmetries=())
 
 
