@@ -17,9 +17,10 @@ import pyro_equivariance as pe
 from pyro_equivariance import cli
 from pyro_equivariance.data import synthetic
 from pyro_equivariance.experiments import METHODS, Config, convolutional_network
-from pyro_equivariance.experiments.base import GROUPS
+from pyro_equivariance.experiments.base import GROUPS, load_data, make_problem
 from pyro_equivariance.experiments.compare import recommend, write_json
 from pyro_equivariance.experiments.evaluation import DEFINITIONS
+from pyro_equivariance.experiments.evaluation import test_draws as draws_of_test
 from pyro_equivariance.networks import network_symmetry
 
 TINY = ["--train-size", "40", "--validation-size", "12", "--test-size", "12", "--epochs", "2", "--batch-size", "20",
@@ -125,6 +126,31 @@ def test_what_was_trained_is_in_the_file(compared):
         assert own["loss"].values.tolist() == history["loss"] and own["step"].values.tolist() == history["steps"]
         assert np.isfinite(own["defect"].values).all() and (own["gradient_norm"].values > 0).all()
     assert "rule" not in idata.attrs and idata.attrs["group"] == "CyclicGroup(4)"  # what all runs say alike
+
+
+def test_an_ensembles_defect_is_its_own_and_its_losses_stand_at_their_steps(capsys, tmp_path, npz):
+    out = tmp_path / "o"
+    assert run(capsys, "--data", npz, "--methods", "ensemble", "--out", str(out), *TINY)[0] == 0
+    row, history = (json.loads((out / "results.json").read_text())[key][0] for key in ("runs", "histories"))
+    assert history["steps"] == [2 * (epoch + 1) for epoch in range(len(history["loss"]))]
+    idata = pe.from_netcdf(out / "posterior.nc", groups=["test_predictive"])
+    probs = torch.tensor(idata.test_predictive["probs"].values[0, 0]).double()  # the mean of its members
+    assert row["defect"] == pytest.approx((probs - probs[:1]).square().sum(-1).mean().item(), rel=1e-4)
+
+
+def test_the_draws_of_an_ensemble_are_its_members_once_each(npz):
+    sizes = {"train_size": 40, "validation_size": 12, "test_size": 12, "batch_size": 20, "width": 8}
+    config = Config(data=npz, epochs=2, draws=3, **sizes)
+    problem = make_problem(config, load_data(config), seed=0)
+    fitted = METHODS["ensemble"].train(problem, 0, False)
+    members = fitted.guide.predict(problem.splits.test[0])  # of upright images
+    torch.testing.assert_close(draws_of_test(problem, fitted)[:, 0], members)
+
+
+def test_what_compares_q_with_its_posterior_is_left_out_of_the_report(compared):
+    assert pe.from_netcdf(compared / "posterior.nc").attrs["held_out"] == 1
+    page = (compared / "report.html").read_text()
+    assert not any(f"<td>{name}</td>" in page for name in ("elbo", "k_hat", "elpd_loo")) and "<td>accuracy</td>" in page
 
 
 def test_report_rebuilds_the_pictures_without_training(capsys, tmp_path, compared, monkeypatch):

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from drawn import drawn_texts
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 import pyro_equivariance as pe
 from pyro_equivariance import metrics, plots
@@ -197,21 +197,6 @@ FIGURES = {
     "orbit, many classes": lambda: plots.orbit(*orbit_case(4, classes=100)),
     "orbit, two classes in colour": lambda: plots.orbit(*orbit_case(8, classes=2, channels=3)),
 }  # fmt: skip
-
-
-def drawn_texts(figure, monkeypatch):
-    """The texts that drawing the figure puts on it, and their boxes in pixels."""
-    texts, draw = [], Text.draw
-
-    def record(self, renderer):
-        if self.get_visible() and self.get_text().strip():
-            texts.append(self)
-        return draw(self, renderer)
-
-    monkeypatch.setattr(Text, "draw", record)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return [(t.get_text(), t.get_window_extent(canvas.get_renderer())) for t in dict.fromkeys(texts)]
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
+from drawn import drawn_texts
 
 import pyro_equivariance as pe
 from pyro_equivariance import metrics, plots
@@ -186,21 +185,6 @@ def test_an_overlap_on_the_page_is_found(monkeypatch):
     figure.text(0.02, 0.98, "planted")
     boxes = drawn_texts(figure, monkeypatch)
     assert [(a, b) for (a, one), (b, two) in combinations(boxes, 2) if one.overlaps(two)]
-
-
-def drawn_texts(figure, monkeypatch):
-    """The texts that drawing the figure puts on it, and their boxes in pixels."""
-    texts, draw = [], Text.draw
-
-    def record(self, renderer):
-        if self.get_visible() and self.get_text().strip():
-            texts.append(self)
-        return draw(self, renderer)
-
-    monkeypatch.setattr(Text, "draw", record)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return [(t.get_text(), t.get_window_extent(canvas.get_renderer())) for t in dict.fromkeys(texts)]
 
 
 # Numbers

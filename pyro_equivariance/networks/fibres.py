@@ -24,6 +24,7 @@ def _runs_in_turn(net: nn.Module) -> bool:
 
 
 def need_layers_in_turn(net: nn.Module | Callable) -> None:
+    """Raise unless a network is a Sequential that does no more than run its layers in turn."""
     if not isinstance(net, nn.Module) or not _runs_in_turn(net):
         raise OptionError(
             f"Expected an nn.Sequential without a forward or hooks of its own, whose layers are lifted one by one; got "

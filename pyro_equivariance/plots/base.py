@@ -108,14 +108,20 @@ def as_tensors(values) -> dict[str, torch.Tensor]:
 
 
 def as_array(values) -> np.ndarray:
+    """Numbers of any kind in double precision."""
     return as_tensor(values).detach().cpu().double().numpy()
 
 
 def as_number(value: float | None) -> float:
+    """NaN for what is not there."""
     return float("nan") if value is None else float(value)
 
 
 def checked_names(names: Sequence[str] | None, count: int, what: str) -> list[str]:
+    """A name for each of ``count`` things, by default empty.
+
+    :raises DataError: for another number of names.
+    """
     names = [""] * count if names is None else list(names)
     if len(names) != count:
         raise DataError(f"Expected a name for each {what}, {count}; got {len(names)}.")
@@ -218,6 +224,7 @@ def powers(smallest: float, largest: float) -> list[float]:
 
 
 def power_label(tick: float) -> str:
+    """A power of ten of either sign as mathematics, or 0."""
     if tick == 0:
         return "0"
     return rf"${'-' if tick < 0 else ''}10^{{{round(math.log10(abs(tick)))}}}$"
@@ -230,17 +237,20 @@ def panels(count: int, per_row: int = PER_ROW) -> tuple[int, int]:
 
 
 def remove_all(axes) -> None:
+    """Take axes off their figure."""
     for ax in axes:
         ax.remove()
 
 
 def show_picture(ax: Axes, picture: np.ndarray, **options):
+    """Pixels ``(h, w)`` or ``(h, w, 3)`` without ticks or frame; options are those of ``imshow``."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return ax.imshow(picture, interpolation="nearest", **options)
 
 
 def show_image(ax: Axes, image: np.ndarray) -> None:
+    """An input ``(C, h, w)``: in colour with three channels, else the first in grey."""
     if len(image) == 3:
         show_picture(ax, image.transpose(1, 2, 0).clip(0, 1))
     else:
@@ -298,6 +308,7 @@ def label_columns(ax: Axes, names: Sequence[str]) -> None:
 
 
 def line_styles(count: int) -> list[tuple[str, str]]:
+    """A colour and a dash for each of ``count`` lines."""
     return [(CYCLE[i % len(CYCLE)], DASHES[i // len(CYCLE) % len(DASHES)]) for i in range(count)]
 
 

@@ -73,6 +73,7 @@ def draw_page(evidence: Evidence) -> Figure:
 
 
 def draw_panel(panel: Panel, place: FigureBase) -> None:
+    """A panel with its title, in a part of a figure."""
     if panel.title:
         place.suptitle(panel.title, x=0.012, ha="left", fontsize=9, weight="bold")
     panel.draw(place)
@@ -280,6 +281,7 @@ def _draw_reliabilities(place: FigureBase, evidence: Evidence) -> None:
 
 
 def draw_small_reliability(ax: Axes, series: Mapping[str, tuple]) -> list[float]:
+    """Reliability of each method in small axes of its own."""
     low = 0.5 if next(iter(series.values()))[0].shape[-1] == 2 else 0.0
     ax.plot([0, 1], [0, 1], "--", color=GREY, lw=0.8, label="calibrated")
     for (name, (probs, labels)), color, marker in zip(series.items(), (BLUE, RED), "oD", strict=False):

@@ -155,6 +155,7 @@ def traces(runs: Runs, name: str, error: str = "") -> list[Trace]:
 
 
 def draw_losses(ax: Axes | None, series: Sequence[Trace], legend: bool = True) -> Axes:
+    """The lines of :func:`elbo`, one for each series."""
     ax = ax or Figure(figsize=(5.5, 3.2)).subplots()
     for s, (color, dash) in zip(series, _colors(series), strict=True):
         marker = "." if len(s.at) < 3 else None
