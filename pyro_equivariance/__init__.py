@@ -9,9 +9,12 @@ from .errors import ClosednessError, DataError, LayerError, OptionError, Symmetr
 from .expansion import expand, symmetrize_
 from .families import is_closed, kl, mean, natural, push_forward
 from .families.directional import VonMisesFisher
+from .generators import Generators
 from .groups import (
+    Affine,
     CyclicGroup,
     DihedralGroup,
+    GeneralLinear,
     Group,
     LatticeGroup,
     OctahedralGroup,
@@ -33,6 +36,7 @@ from .guides import (
     FractionOfPrior,
     SymmetrizedGuide,
 )
+from .measures import LieBox
 from .model_symmetries import (
     FoundSymmetry,
     canonical_elements,
@@ -104,6 +108,7 @@ def __getattr__(name: str):
 
 
 __all__ = [
+    "Affine",
     "Assumptions",
     "AutoMeanFieldNormal",
     "AutoOrbitMixture",
@@ -124,10 +129,13 @@ __all__ = [
     "FitResult",
     "FoundSymmetry",
     "FractionOfPrior",
+    "GeneralLinear",
+    "Generators",
     "Group",
     "LatticeGroup",
     "LayerError",
     "LearnedScale",
+    "LieBox",
     "Lift",
     "NormalLikelihood",
     "OctahedralGroup",
@@ -182,6 +190,7 @@ __all__ = [
     "load",
     "matrix",
     "mean",
+    "measures",
     "metrics",
     "natural",
     "network_symmetry",

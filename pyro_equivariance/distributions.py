@@ -31,7 +31,8 @@ class OrbitMixture(dist.TorchDistribution):
     :class:`~pyro_equivariance.SpecialOrthogonal`), is too large to sum. Then ``log_prob`` of a draw, and of the last
     one only, is ``log (1/K) (q(ρ(g)⁻¹ θ) + Σ_{k=2..K} q(ρ(g_k)⁻¹ θ))`` with the ``g`` it was drawn with and ``K - 1``
     others drawn at random: on average above the truth, so that the ELBO stays a lower bound, the tighter the larger
-    ``K``.
+    ``K``. With a :class:`~pyro_equivariance.measures.Measure` for the group it is the mixture over that law, and is not
+    invariant; where ``ρ(g)`` stretches volumes, each copy's density is divided by ``|det ρ(g)|``.
 
     :param q: a distribution whose last axes are ``rep.event_shape``; with a :class:`Symmetry` one on vectors, the sites
         one after the other, or a dict of Normals by site.
@@ -55,6 +56,8 @@ class OrbitMixture(dist.TorchDistribution):
             raise OptionError(f"Expected max_exact ≥ 1 and samples ≥ 2; got {max_exact} and {samples}.")
         if isinstance(rep, Symmetry):
             rep, q = _joint(rep, q)
+        if rep.group.is_indexed and not rep.group.is_uniform:
+            raise SymmetryError(f"Expected a group or a measure, for an orbit mixture; got {rep.group}. Use its law.")
         rep._need_linear("an orbit mixture")
         rep._need_exact("an orbit mixture")
         shape = q.batch_shape + q.event_shape
@@ -93,7 +96,8 @@ class OrbitMixture(dist.TorchDistribution):
         if self.is_exact:  # the copies moved back are the copies, in another order
             return torch.logsumexp(self._log_q(self.rep.orbit(value)), 0) - math.log(len(self.rep.group))
         g = self._some_elements(value)
-        return torch.logsumexp(self._log_q(self._moved_back(g, value)), 0) - math.log(len(g))
+        moved_back = self.rep.act(self.rep.group.inverse(g), value)
+        return torch.logsumexp(self._log_q(moved_back) - self.rep.log_det(g).to(value), 0) - math.log(len(g))
 
     def log_densities(self, value: Tensor) -> Tensor:
         """``log q(ρ(g)⁻¹ θ)`` for every ``g``, along a new first axis.
@@ -146,9 +150,6 @@ class OrbitMixture(dist.TorchDistribution):
         axes = tuple(range(-len(self.event_shape), 0))
         squares = ((copies - core.loc) / core.scale).square().sum(axes)
         return -0.5 * squares - core.scale.log().sum(axes) - 0.5 * self.event_shape.numel() * math.log(2 * math.pi)
-
-    def _moved_back(self, g: Tensor, value: Tensor) -> Tensor:
-        return self.rep.act(self.rep.group.inverse(g), value)
 
 
 def can_be_summed(group: Group, max_exact: int) -> bool:

@@ -162,9 +162,9 @@ def posterior_draws(guide: Callable, draws: int, *args):
 
 
 def observation_sites(trace, draw):
-    """``(name, site)`` of the model's sites that are neither the guide's latents nor deterministic."""
+    """``(name, site)`` of the model's sites that are neither the guide's latents nor deterministic nor factors."""
     for name, site in trace.nodes.items():
-        if site["type"] != "sample" or name in draw.nodes or type(site["fn"]).__name__ == "_Subsample":
+        if site["type"] != "sample" or name in draw.nodes or type(site["fn"]).__name__ in ("_Subsample", "Unit"):
             continue
         if not is_point_mass(site["fn"]):
             yield name, site

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from . import groups, guides, representations
 from .errors import DataError, SymmetryError
+from .generators import Generators
 from .guides.base import _own_name as own_name
+from .measures import ElementList, LearnedMeasure, LieBox
 from .networks.bayesian import BayesianNetwork
 from .symmetry import Symmetry
 
@@ -24,8 +26,13 @@ FORMAT = 1
 
 # For each class, the attributes that its constructor takes, in order, or functions that compute them.
 VALUES: dict[type, tuple[str | Callable, ...]] = {
+    ElementList: ("law", "drawn"),
+    Generators: ("basis", "names", "affine"),
+    LieBox: ("generators", "widths"),
+    groups.Affine: ("n",),
     groups.CyclicGroup: ("n",),
     groups.DihedralGroup: ("n",),
+    groups.GeneralLinear: ("n",),
     groups.LatticeGroup: ("point", "shape"),
     groups.OctahedralGroup: ("reflections",),
     groups.PermutationGroup: (lambda group: [group._elements[g] for g in (0, *group.generators)],),
@@ -44,8 +51,10 @@ VALUES: dict[type, tuple[str | Callable, ...]] = {
     representations.Grid: ("group", "event_shape", "kind"),
     representations.InterpolatedImage: ("group", "event_shape", "mode"),
     representations.Labels: ("group", "_permutations"),
+    representations.Listed: ("base", "group"),
     representations.MatrixRepresentation: ("group", "_matrices"),
     representations.NaturalPermutation: ("group", "signed"),
+    representations.Points: ("group", "_contragredient"),
     representations.Product: ("left", "right"),
     representations.Pullback: ("group", "base", "homomorphism"),
     representations.Reshaped: ("base", "event_shape", "_label"),
@@ -159,6 +168,8 @@ def encode(value):
         return {"items": [[name, encode(v)] for name, v in value.items()]}
     if value is None or isinstance(value, (Tensor, bool, int, float, str)):
         return value
+    if isinstance(value, LearnedMeasure):
+        raise SymmetryError(f"Expected a measure that learns no more, to save; got {value!r}. Use .fixed().")
     raise SymmetryError(f"Expected numbers, strings, tensors, groups or representations to save; got {value!r}.")
 
 

@@ -37,7 +37,7 @@ def average(q, rep: Representation | Symmetry, rule: str = "geometric", measure=
     :param str rule: ``"geometric"``, ``"arithmetic"`` or ``"projection"``.
     :param measure: probabilities of the elements, shape ``(len(group),)``, instead of equal ones: the weighted mean of
         the coordinates over the orbit. The result is then a *smoothing* of ``q``, not invariant, and none of the laws
-        above holds of it.
+        above holds of it. So it is over a list of elements of a continuous law, ``symmetry.listed(64)``.
     :returns: a distribution of the same family and shape (or a dict of them).
     :raises ClosednessError: if the action does not keep the family, or the family has no coordinates of that kind.
     :raises SymmetryError: for a measure of another length, negative, or that does not sum to one.

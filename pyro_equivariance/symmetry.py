@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from .errors import LayerError, SymmetryError
 from .groups import Group, ProductGroup
-from .representations import Composed, Factor, Representation, Trivial
+from .groups.base import positive_int
+from .measures import ElementList
+from .representations import Composed, Factor, Listed, Representation, Trivial
 
 CHECK_TOLERANCE = 1e-6
 CHECK_ALL = 64
@@ -124,6 +126,31 @@ class Symmetry:
     def act_inputs(self, g: Tensor | int, x: Tensor) -> Tensor:
         """``ρ_X(g) x`` for inputs ``(..., *inputs.event_shape)``."""
         return self._need_inputs().act(g, x)
+
+    def listed(self, count: int, identity: bool = True) -> "Symmetry":
+        """The same actions of so many elements drawn once: a list that stands for a continuous group or a measure.
+
+        Predictions, metrics and averages over it are sums. It is no group (see
+        :class:`~pyro_equivariance.measures.ElementList`), and what promises invariance refuses it.
+
+        :param int count: how many elements are drawn.
+        :param bool identity: whether the identity is put before them, as metrics need.
+
+        >>> import math, torch, pyro_equivariance as pe
+        >>> tilts = pe.LieBox(pe.Generators.so(2), math.pi / 6)
+        >>> symmetry = pe.Symmetry(tilts, {}, inputs=pe.image(tilts, (8, 8), interpolation="bilinear"))
+        >>> symmetry.listed(16).inputs.orbit(torch.ones(3, 8, 8)).shape
+        torch.Size([17, 3, 8, 8])
+        """
+        group = self.group
+        elements = group.sample((positive_int(count, "the number of listed elements"),))
+        if identity:
+            elements = torch.cat([group.identity.to(elements)[None], elements])
+        drawn = ElementList(group, elements)
+        named = {name: Listed(rep, drawn) for name, rep in self.sites.items()}
+        features = {name: Listed(rep, drawn) for name, rep in self.features.items()}
+        inputs, outputs = (None if rep is None else Listed(rep, drawn) for rep in (self.inputs, self.outputs))
+        return Symmetry(drawn, named, inputs, outputs, features)
 
     def _need_inputs(self) -> Representation:
         if self.inputs is None:
@@ -269,11 +296,19 @@ def _composed(left: Representation, right: Representation, name: str) -> Represe
         raise SymmetryError(f"{error} This is about {name!r}.") from error
 
 
-def needed(symmetry: Symmetry | None) -> Symmetry:
-    """The symmetry itself, once it was seen to be one; what holds one, such as a found symmetry, stands for it."""
+def needed(symmetry: Symmetry | None, smoothing: bool = False) -> Symmetry:
+    """The symmetry itself, once it was seen to be one; what holds one, such as a found symmetry, stands for it.
+
+    :param bool smoothing: whether a law that is not the uniform one of a group will do.
+    """
     symmetry = getattr(symmetry, "symmetry", symmetry)
     if not isinstance(symmetry, Symmetry):
         raise SymmetryError(f"Expected symmetry= to be a pe.Symmetry; got {symmetry!r}.")
+    if not (smoothing or symmetry.group.is_uniform):
+        raise SymmetryError(
+            f"Expected a group with its uniform law, for what is to be invariant; got {symmetry.group}, over which "
+            f"means only smooth. Use it with pe.handlers.augment, pe.OrbitMixture, pe.average or pe.predict."
+        )
     return symmetry
 
 

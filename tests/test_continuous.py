@@ -353,7 +353,7 @@ BAD = {
              lambda: interpolated_image(C8, (4, 4), "nearest")),
     "not square": (r"square.*got \(3, 4, 5\)\. Pad", lambda: interpolated_image(C8, (3, 4, 5))),
     "one axis": (r"square", lambda: interpolated_image(SO2, (4,))),
-    "rotations of space": (r"SpecialOrthogonal\(2\) for images; got SpecialOrthogonal\(3\)",
+    "rotations of space": (r"Affine\(2\), for images; got SpecialOrthogonal\(3\)",
                            lambda: interpolated_image(SO3, (4, 4))),
     "image of S3": (r"cyclic or a dihedral .*got SymmetricGroup\(3\)",
                     lambda: interpolated_image(pe.SymmetricGroup(3), (4, 4))),

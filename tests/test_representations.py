@@ -502,7 +502,7 @@ class TestLabels:
             pe.labels(S3).act(1, torch.tensor([0, z]))
 
     def test_nothing_linear_is_asked_of_it(self):
-        with pytest.raises(SymmetryError, match="mean over the orbit; labels.3. shifts angles or labels"):
+        with pytest.raises(SymmetryError, match="mean over the orbit; labels.3. shifts angles, labels or points"):
             pe.labels(S3).mean(torch.tensor(1))
         with pytest.raises(SymmetryError, match="permutes and rescales"):
             pe.labels(S3).modulus()

@@ -115,7 +115,7 @@ def moves_of(augmentation: Symmetry | None, orbit: str, is_validated: bool) -> S
     """
     if augmentation is None:
         return None
-    group = needed(augmentation).group
+    group = needed(augmentation, smoothing=True).group
     if not group.is_indexed and orbit == "full":
         raise OptionError(f"Expected orbit='random' with {group}, which has no list of its elements; got 'full'.")
     if not group.is_indexed and is_validated:

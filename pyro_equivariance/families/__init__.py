@@ -172,10 +172,12 @@ def push_forward(q: Distribution, rep: Representation, g: Tensor | int) -> Distr
 def orbit_mean(q: Distribution, rep: Representation, kind: str, measure: Tensor | None = None) -> Distribution:
     """The member of the family whose coordinates of the given kind are the mean over the orbit of ``q``.
 
-    :param Tensor measure: weights ``(len(group),)`` of the elements, instead of equal ones.
+    :param Tensor measure: weights ``(len(group),)`` of the elements; left out, equal ones.
     """
     family, core, event_dims = unwrap(q)
     check_closed(family, core, rep)
+    if measure is None and rep.group.is_indexed and not rep.group.is_uniform:
+        measure = torch.full((len(rep.group),), 1 / len(rep.group), dtype=torch.float64)
     dtype = family.coordinates(core, "standard")[0].dtype if kind == "mean" and family.needs_double else None
     core = _cast(family, core, torch.float64) if dtype else core
     averaged = family.orbit_mean(core, rep, kind) if measure is None else family.weighted_mean(core, rep, kind, measure)

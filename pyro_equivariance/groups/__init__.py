@@ -3,14 +3,18 @@
 from .base import Group, ProductGroup, Subgroup
 from .continuous import SpecialOrthogonal
 from .lattice import LatticeGroup
+from .matrices import Affine, GeneralLinear, MatrixGroup
 from .permutations import PermutationGroup, SignedPermutationGroup, SymmetricGroup, YoungSubgroup
 from .rotations import CyclicGroup, DihedralGroup, OctahedralGroup, SignGroup
 
 __all__ = [
+    "Affine",
     "CyclicGroup",
     "DihedralGroup",
+    "GeneralLinear",
     "Group",
     "LatticeGroup",
+    "MatrixGroup",
     "OctahedralGroup",
     "PermutationGroup",
     "ProductGroup",

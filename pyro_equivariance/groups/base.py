@@ -29,6 +29,7 @@ class Group(ABC):
 
     is_finite = True
     is_indexed = True  # whether elements are the numbers 0 .. order - 1
+    is_uniform = True  # whether `sample` draws from the invariant law, so that means over it are invariant
     element_dims = 0  # axes of one element: none for an index, one for a permutation, two for a matrix
 
     order: int
@@ -62,6 +63,11 @@ class Group(ABC):
     def elements(self) -> Tensor:
         """All elements, shape ``(order,)``, the identity first."""
         return torch.arange(self.order)
+
+    @property
+    def identity(self) -> Tensor:
+        """The number of the element that moves nothing, 0."""
+        return torch.tensor(0)
 
     @property
     def names(self) -> tuple[str, ...]:

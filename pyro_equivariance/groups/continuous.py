@@ -6,18 +6,19 @@ import torch
 from torch import Tensor
 
 from ..errors import SymmetryError
-from .base import Group, Subgroup, positive_int
+from .base import Group, Subgroup
+from .matrices import MatrixGroup
 from .rotations import CyclicGroup, OctahedralGroup
 
 SEARCH_POINTS, SEARCH_STARTS, SEARCH_STEPS = 4096, 16, 80
 
 
-class SpecialOrthogonal:
+class SpecialOrthogonal(MatrixGroup):
     """The rotations of ``R^n``, each a matrix of determinant 1; ``n = 2`` turns the plane counter-clockwise.
 
     Elements travel as floating tensors ``(..., n, n)``: :meth:`compose` and :meth:`inverse` broadcast over the leading
     axes. There is no list of them: what needs one takes a finite group, such as a :meth:`subgroup`, whose distance
-    from the whole is its :meth:`covering_radius`. Immutable values: equal when ``n`` is, hashable.
+    from the whole is its :meth:`covering_radius`.
 
     :param int n: the dimension, at least 2.
 
@@ -27,47 +28,18 @@ class SpecialOrthogonal:
     [[1.0, 0.0], [0.0, 1.0]]
     """
 
-    is_finite = is_indexed = False
-    element_dims = 2
+    is_uniform = True
 
     def __init__(self, n: int):
-        self.n = positive_int(n, "the dimension n of SpecialOrthogonal")
+        super().__init__(n)
         if self.n < 2:
             raise SymmetryError(f"Expected SpecialOrthogonal(n) with n at least 2; got {n}.")
 
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.n == other.n
-
-    def __hash__(self) -> int:
-        return hash(("SpecialOrthogonal", self.n))
-
-    def __repr__(self) -> str:
-        return f"SpecialOrthogonal({self.n})"
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __len__(self) -> int:
-        examples = {2: "subgroup(8)", 3: 'subgroup("octahedral")'}
-        raise SymmetryError(
-            f"Expected a finite group; {self} is continuous and has no list of elements. Use a finite subgroup of it, "
-            f"such as {self}.{examples.get(self.n, 'subgroup(4)')}, or elements at random, {self}.sample(shape)."
-        )
-
     @property
-    def order(self) -> int:
-        """There is none, nor are there ``elements``, ``generators``, ``names``, a ``table`` or ``transversals``.
-
-        :raises SymmetryError: always, as ``len`` does.
-        """
-        return len(self)
-
-    elements = generators = names = table = transversals = order
-
-    @property
-    def identity(self) -> Tensor:
-        """The unit matrix, float64."""
-        return torch.eye(self.n, dtype=torch.float64)
+    def way_out(self) -> str:
+        """A finite group to take instead, or elements at random."""
+        kind = {2: "8", 3: '"octahedral"'}.get(self.n, "4")
+        return f"a finite subgroup of it, such as {self}.subgroup({kind}), or elements at random, {self}.sample(shape)"
 
     def rotation(self, angle: Tensor | float, plane: tuple[int, int] = (0, 1)) -> Tensor:
         """The rotations by ``angle`` radians in the plane of two axes, from the first towards the second.
@@ -81,18 +53,8 @@ class SpecialOrthogonal:
         turning = second[:, None] * first - first[:, None] * second
         return unit + angle.sin() * turning + (1 - angle.cos()) * turning @ turning
 
-    def compose(self, a: Tensor, b: Tensor) -> Tensor:
-        """The product ``ab`` (first ``b``, then ``a``), of the broadcast shape.
-
-        :raises SymmetryError: if a matrix is no rotation.
-        """
-        a, b = self.as_elements(a), self.as_elements(b)
-        dtype = torch.promote_types(a.dtype, b.dtype)
-        return a.to(dtype) @ b.to(dtype)
-
-    def inverse(self, a: Tensor) -> Tensor:
-        """The inverse of each element, of the same shape."""
-        return self.as_elements(a).mT
+    def _inverse(self, a: Tensor) -> Tensor:
+        return a.mT
 
     def sample(self, shape=()) -> Tensor:
         """Independent uniform (Haar) elements ``(*shape, n, n)``, float64.
@@ -114,22 +76,7 @@ class SpecialOrthogonal:
         turned_over = torch.linalg.det(q).sign()[..., None]
         return torch.cat([q[..., :1] * turned_over[..., None], q[..., 1:]], -1)
 
-    def as_elements(self, g: Tensor) -> Tensor:
-        """``g`` as a floating tensor, checked to consist of rotation matrices.
-
-        :raises SymmetryError: for another shape, or a matrix that is not orthogonal with determinant 1.
-        """
-        g = torch.as_tensor(g)
-        if g.shape[-2:] != (self.n, self.n):
-            raise SymmetryError(
-                f"Expected elements of {self} as matrices (..., {self.n}, {self.n}); got shape {tuple(g.shape)}."
-            )
-        g = g if g.is_floating_point() else g.double()
-        if g.numel() and not torch.compiler.is_compiling():
-            self._check_rotations(g.detach())
-        return g
-
-    def _check_rotations(self, g: Tensor) -> None:
+    def _check_elements(self, g: Tensor) -> None:
         off = float((g.mT @ g - self.identity.to(g)).abs().max())
         if not off <= torch.finfo(g.dtype).eps ** 0.5:  # NaN is off as well
             raise SymmetryError(f"Expected elements of {self}: orthogonal matrices; g^T g is off 1 by {off:.1e}.")

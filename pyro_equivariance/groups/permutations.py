@@ -223,7 +223,7 @@ class YoungSubgroup:
     (12, [1, 0, 3, 4, 2])
     """
 
-    is_finite, is_indexed = True, False
+    is_finite, is_indexed, is_uniform = True, False, True
     element_dims = 1
 
     def __init__(self, sizes):

@@ -29,10 +29,11 @@ class AutoJoint(AutoDirect):
     """
 
     _usual_start = staticmethod(init_to_median)
+    _is_smoothing = False  # whether a law that is not uniform will do
 
     def __init__(self, model, symmetry: Symmetry, init_loc_fn=None, init_scale=0.1, create_plates=None):
         super().__init__(model, init_loc_fn, init_scale, create_plates)
-        self.symmetry = needed(symmetry)
+        self.symmetry = needed(symmetry, self._is_smoothing)
         self._spaces: dict[str, Space] = {}
         self._shapes: dict[str, torch.Size] = {}
         self._rep: Representation | None = None

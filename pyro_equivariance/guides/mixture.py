@@ -25,7 +25,8 @@ class AutoOrbitMixture(AutoJoint):
 
     One element ``g`` moves all sites together. For a model whose density is invariant its ELBO is that of the Normal
     ``q`` plus the mutual information ``0 ≤ I(g; θ) ≤ log |G|``: it finds all of the symmetric modes of a posterior
-    where a Normal finds one, and where an average would lie between them. It is ``always_invariant``.
+    where a Normal finds one, and where an average would lie between them. It is ``always_invariant``, unless a
+    :class:`~pyro_equivariance.measures.Measure` stands for the group.
 
     All sites are drawn from one auxiliary site, a vector of unconstrained values, whose log density is the exact
     logsumexp over the group; a group of more than ``max_exact`` elements, or without a list of them, gets the bound
@@ -52,7 +53,7 @@ class AutoOrbitMixture(AutoJoint):
     AutoOrbitMixture(base=diagonal, group=SignGroup(), density=exact)
     """
 
-    always_invariant = True
+    _is_smoothing = True
 
     def __init__(self, model, symmetry: Symmetry, base: str = "diagonal", init_loc_fn=None, init_scale=0.1,
                  rank: int | None = None, max_exact: int = MAX_EXACT, samples: int = SAMPLES,
@@ -60,6 +61,7 @@ class AutoOrbitMixture(AutoJoint):
         super().__init__(model, symmetry, init_loc_fn, init_scale, create_plates)
         check_option("base", base, BASES)
         self.base, self.rank, self.max_exact, self.samples = base, rank, max_exact, samples
+        self.always_invariant = self.symmetry.group.is_uniform
 
     def extra_repr(self) -> str:
         return f"base={self.base}, group={self.symmetry.group}, density={self.density}"

@@ -16,8 +16,9 @@ from .actions import (
 )
 from .base import Composed, DirectSum, Factor, Product, Pullback, Representation, Reshaped
 from .builders import angle, labels, matrix, permutation, quotient, regular, signed_permutation, trivial, vector
-from .continuous import InterpolatedImage, Rotation, homomorphism_error
+from .continuous import InterpolatedImage, Points, Rotation, homomorphism_error
 from .grids import Grid, grid, image, is_grid, kernel_of, lattice, resized, sequence, volume
+from .listed import Listed
 
 __all__ = [
     "Angle",
@@ -28,8 +29,10 @@ __all__ = [
     "Grid",
     "InterpolatedImage",
     "Labels",
+    "Listed",
     "MatrixRepresentation",
     "NaturalPermutation",
+    "Points",
     "Product",
     "Pullback",
     "Representation",

@@ -59,7 +59,7 @@ class Representation(ABC):
 
     @property
     def is_linear(self) -> bool:
-        """Whether every ``ρ(g)`` is linear (all but :func:`angle` and :func:`labels` are)."""
+        """Whether every ``ρ(g)`` is linear (:func:`angle`, :func:`labels` and affine maps of points are not)."""
         return True
 
     @property
@@ -118,11 +118,13 @@ class Representation(ABC):
 
         It is the projection onto the invariant tensors, taken along a chain of subgroups
         (:attr:`~pyro_equivariance.groups.Group.transversals`), and holds a few copies of ``x`` at a time; where entries
-        are permuted, and not too many, it is the mean over the orbit of each.
+        are permuted, and not too many, it is the mean over the orbit of each. Over a list of elements it only smooths.
         """
         self.check_shape(x)
         self._need_linear("a mean over the orbit")
         self._need_exact("a mean over the orbit")
+        if self.group.is_indexed and not self.group.is_uniform:
+            return self.orbit(x).mean(0)
         if self._orbits is not None and not _is_transformed():
             if len(self._orbits[0]) == 1:
                 return x
@@ -193,6 +195,19 @@ class Representation(ABC):
         axes = g.ndim - self.group.element_dims
         return self.act(g.unsqueeze(axes), basis).reshape(*g.shape[:axes], n, n).mT
 
+    def log_det(self, g: Tensor | int) -> Tensor:
+        """``log |det ρ(g)|``, by how much ``ρ(g)`` stretches volumes: shape ``g.shape``; 0 for an exact finite group.
+
+        >>> import torch, pyro_equivariance as pe
+        >>> pe.vector(pe.GeneralLinear(2)).log_det(torch.eye(2) * 2).exp().item()
+        4.0
+        """
+        g = self.group.as_elements(g)
+        if self.is_orthogonal or (self.group.is_finite and self.group.is_uniform):
+            return torch.zeros(g.shape[: g.ndim - self.group.element_dims], device=g.device)
+        matrices = self.matrix(g)
+        return torch.linalg.slogdet(matrices.to(g.dtype) if g.is_floating_point() else matrices).logabsdet
+
     def reshape(self, shape) -> "Representation":
         """The same action on the event laid out in another shape."""
         return Reshaped(self, shape)
@@ -223,7 +238,7 @@ class Representation(ABC):
 
     def _need_linear(self, what: str) -> None:
         if not self.is_linear:
-            raise SymmetryError(f"Expected a linear representation for {what}; {self} shifts angles or labels.")
+            raise SymmetryError(f"Expected a linear representation for {what}; {self} shifts angles, labels or points.")
 
     def _need_exact(self, what: str) -> None:
         if self.is_approximate:

@@ -17,6 +17,7 @@ from ..groups import (
     Subgroup,
     YoungSubgroup,
 )
+from ..groups.matrices import matrix_group
 from .actions import (
     Angle,
     BlockPermutation,
@@ -29,7 +30,7 @@ from .actions import (
     natural,
 )
 from .base import Representation
-from .continuous import rotation
+from .continuous import Points, rotation
 
 
 def trivial(group: Group, shape) -> Representation:
@@ -182,7 +183,8 @@ def vector(group: Group) -> Representation:
     does (``y`` points up); ``OctahedralGroup`` moves the three coordinates of :func:`volume`; ``SignGroup`` flips a
     number; ``SignedPermutationGroup(n)`` permutes ``n`` coordinates and their signs. Where the entries are 0 and ±1 it
     is a signed permutation, which keeps mean-field families.
-    ``SpecialOrthogonal(n)`` rotates vectors of ``n`` coordinates.
+    ``SpecialOrthogonal(n)`` rotates vectors of ``n`` coordinates. ``GeneralLinear(n)``, ``Affine(n)`` and measures on
+    them move points of ``n`` coordinates, ``pe.trivial(G, (P,)) * pe.vector(G)`` clouds of ``P``.
 
     :raises SymmetryError: for a group that has no vectors of its own.
 
@@ -192,6 +194,8 @@ def vector(group: Group) -> Representation:
     """
     if isinstance(group, SpecialOrthogonal):
         return rotation(group)
+    if matrix_group(group):
+        return Points(group)
     if isinstance(group, SignedPermutationGroup):
         return natural(group, signed=True)
     if isinstance(group, Subgroup):
