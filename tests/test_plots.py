@@ -194,6 +194,10 @@ FIGURES = {
     "sample size": lambda: plots.sample_size().get_figure(),
     "sample size, both estimators": lambda: plots.sample_size(order=4).get_figure(),
     "sample size, one epsilon": lambda: plots.sample_size([0.1], [0.2]).get_figure(),
+    "six generators": lambda: plots.generators(pe.LieBox(pe.Generators.affine_plane(), 1 / 3), image=torch.rand(8, 8)),
+    **{f"generators of SO({n})": lambda n=n: plots.generators(pe.Generators.so(n)) for n in (2, 3, 4)},
+    "generators at far points": lambda: plots.generators(pe.Generators.lorentz(), 300 * torch.randn(20, 2)),
+    "generator of a line": lambda: plots.generators(pe.Generators.scale(1)),
     "orbit, many classes": lambda: plots.orbit(*orbit_case(4, classes=100)),
     "orbit, two classes in colour": lambda: plots.orbit(*orbit_case(8, classes=2, channels=3)),
 }  # fmt: skip
@@ -220,6 +224,22 @@ def test_the_users_settings_do_not_matter():
         assert matplotlib.rcParams["font.size"] == 30
     assert ax.get_facecolor() == (1, 1, 1, 1)
     assert ax.xaxis.label.get_fontsize() == plots.base.STYLE["font.size"]
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_arrows_point_along_the_velocities(n):
+    """One length for all of a panel, so that they are proportional to ``A p``."""
+    places, turning = torch.randn(7, n), pe.Generators.so(n)
+    for ax, velocities in zip(plots.generators(turning, places).axes, turning.field(places), strict=True):
+        if n == 3:  # each arrow a line from its tip to its point, then the heads
+            lines = torch.tensor(np.array(ax.collections[0]._segments3d))[:7]
+            drawn, starts = lines[:, 0] - lines[:, 1], lines[:, 1]
+        else:
+            quiver = ax.collections[0]
+            drawn, starts = torch.tensor(np.stack([quiver.U, quiver.V], 1)), torch.tensor(quiver.XY)
+        assert torch.allclose(starts, places)
+        ratios = (drawn / velocities)[velocities.abs() > 1e-9]
+        assert torch.allclose(ratios, ratios[0].expand_as(ratios)) and ratios[0] > 0
 
 
 # Accuracy and defect
@@ -709,6 +729,8 @@ BAD = {
     "moved kernels": (lambda: plots.kernels_orbit(torch.zeros(2, 3, 3), ["e"]), r"\(\|G\|, K, h, w\)"),
     "no such entry": (lambda: plots.parameters(locations(), SWAP, ("locs[3]", "scale")), r"got 'locs\[3\]'"),
     "no such site": (lambda: plots.parameters(locations(), SWAP, ("locs[0]", "w")), r"locs \(3,\), scale \(\)"),
+    "points of another space": (lambda: plots.generators(pe.Generators.so(2), torch.ones(5, 3)), r"points \(N, 2\)"),
+    "two images": (lambda: plots.generators(pe.Generators.so(2), image=torch.ones(2, 5, 5)), r"one image \(H, W\)"),
     "one scalar": (lambda: plots.parameters({"scale": torch.rand(5)}, SWAP), "at least two scalars"),
     "element names": (lambda: plots.orbit(*orbit_case(4)[:2], ["e"]), "each group element, 4; got 1"),
 }
@@ -729,6 +751,7 @@ KINDS = {
     "defect_sweep": plots.defect_sweep,
     "defect_training": plots.defect_training,
     "elbo": plots.elbo,
+    "generators": plots.generators,
     "kernels": lambda given: plots.kernels(given, given),
     "kernels_orbit": lambda given: plots.kernels_orbit(given, ["e"]),
     "labels": lambda given: plots.reliability(predictions(1)[0][0], given),

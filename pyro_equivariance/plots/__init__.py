@@ -9,6 +9,7 @@ from .base import save, styled
 from .calibration import calibration_under_rotation, ranks, reliability
 from .comparisons import accuracy, defect, defect_by_element
 from .document import report, report_html
+from .fields import generators
 from .orbits import kernels, kernels_orbit, orbit, parameters
 from .sweeps import defect_sweep, sample_size
 from .traces import defect_training, elbo, training
@@ -21,6 +22,7 @@ __all__ = [
     "defect_sweep",
     "defect_training",
     "elbo",
+    "generators",
     "kernels",
     "kernels_orbit",
     "orbit",
