@@ -3,6 +3,7 @@
 import importlib
 
 from . import data, handlers, metrics
+from .discovery import DiscoveredGenerators, discover_generators
 from .distributions import OrbitMixture
 from .ensembles import Ensemble, EnsembleSweep, ensemble_sweep, fit_ensemble
 from .errors import ClosednessError, DataError, LayerError, OptionError, SymmetryError, WideOrbitWarning
@@ -63,7 +64,7 @@ from .networks import (
     network_symmetry,
     with_support,
 )
-from .prediction import lifted_check, orbit_predict, predict
+from .prediction import lifted_check, orbit_predict, posterior_mean, predict
 from .representations import (
     Representation,
     angle,
@@ -122,6 +123,7 @@ __all__ = [
     "CyclicGroup",
     "DataError",
     "DihedralGroup",
+    "DiscoveredGenerators",
     "Ensemble",
     "EnsembleSweep",
     "ExpandAt",
@@ -168,6 +170,7 @@ __all__ = [
     "data",
     "diagnose",
     "diagnostics",
+    "discover_generators",
     "ensemble_sweep",
     "equivarify",
     "exchangeable",
@@ -198,6 +201,7 @@ __all__ = [
     "orthogonal_factors",
     "permutation",
     "plots",
+    "posterior_mean",
     "predict",
     "push_forward",
     "quotient",

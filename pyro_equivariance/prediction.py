@@ -9,9 +9,11 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from .errors import SymmetryError
+from .errors import OptionError, SymmetryError, check_option
 from .handlers import ExpandedNetwork
 from .symmetry import Symmetry
+
+RETURNS = ("mean", "output")
 
 
 @torch.no_grad()
@@ -48,6 +50,54 @@ def _orbit_mean(predictions: Tensor, symmetry: Symmetry) -> Tensor:
         return predictions.mean(1)
     back = symmetry.group.inverse(symmetry.group.elements)[:, None]
     return symmetry.act_outputs(back, predictions).mean(1)
+
+
+def posterior_mean(
+    model: Callable, guide: Callable, draws: int = 50, seed: int = 0, returns: str = "mean"
+) -> Callable[[Tensor], Tensor]:
+    """``F(x) = (1/T) Σ_t f(x; θ_t)`` with ``θ_1, …, θ_T`` of the guide, the same at every call: a smooth function of x.
+
+    The draws are those of the seed, made anew at each call; the state of torch's generator stays as it is. Gradients go
+    to x and to no parameter. For :func:`~pyro_equivariance.discover_generators` and other questions about derivatives;
+    predictions and their spread are :func:`~pyro_equivariance.predict`'s.
+
+    :param model: a Pyro model ``model(x)`` with one observation site.
+    :param guide: its guide, initialised.
+    :param int draws: T.
+    :param int seed: of the draws.
+    :param str returns: ``"mean"``: f is the mean of the observation's law, of classes their probabilities;
+        ``"output"``: what the model returns, for a :class:`~pyro_equivariance.BayesianNetwork` the network's output, of
+        classes the logits.
+    :returns: a function from ``(N, ...)`` to ``(N, *event)``.
+    :raises OptionError: for fewer than one draw, or another ``returns``.
+
+    >>> import torch, pyro_equivariance as pe
+    >>> model = pe.BayesianNetwork(torch.nn.Linear(4, 1), likelihood="normal")
+    >>> guide = pe.AutoMeanFieldNormal(model)
+    >>> guide.initialize(torch.zeros(1, 4), torch.zeros(1, 1))
+    >>> mean = pe.posterior_mean(model, guide, draws=7)
+    >>> x = torch.randn(5, 4, requires_grad=True)
+    >>> torch.equal(mean(x), mean(x)), torch.autograd.grad(mean(x).sum(), x)[0].shape
+    (True, torch.Size([5, 4]))
+    """
+    check_option("returns", returns, RETURNS)
+    if draws < 1:
+        raise OptionError(f"Expected at least one draw; got draws={draws}.")
+
+    def mean(x: Tensor) -> Tensor:
+        with evaluating(model), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                thetas = list(posterior_draws(guide, draws, x))
+            return sum(_of_draw(model, theta, x, returns) for theta in thetas) / draws
+
+    return mean
+
+
+def _of_draw(model: Callable, theta, x: Tensor, returns: str) -> Tensor:
+    if returns == "mean":
+        return outputs(model, theta, x)
+    return poutine.replay(model, theta)(x)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ RANKS = {
     "symmetrize": 5,
     "handlers": 6, "learned": 6,
     "guides": 7,
-    "expansion": 8, "prediction": 8, "posterior_mean": 8, "storage": 8,
+    "expansion": 8, "prediction": 8, "storage": 8,
     "training": 9, "model_symmetries": 9,
     "theory": 10, "ensembles": 10,
     "diagnostics": 11,
@@ -39,6 +39,7 @@ SIBLINGS = {
     "diagnostics/sections.py": {"definitions", "evidence", "quantities"},
     "diagnostics/runs.py": {"arguments", "tables"},
     "diagnostics/sites.py": {"tables"},
+    "discovery/discover.py": {"equations"},
     "ensembles/fit.py": {"batches", "starts"},
     "groups/continuous.py": {"matrices", "rotations"},
     "groups/lattice.py": {"rotations"},
@@ -67,13 +68,14 @@ SIBLINGS = {
     "experiments/assumptions.py": {"study"},
     "experiments/certificates.py": {"study"},
     "experiments/ensembles.py": {"study"},
+    "experiments/generators.py": {"study"},
     "experiments/families.py": {"study"},
-    "experiments/figures.py": {"ensemble_figures"},
+    "experiments/figures.py": {"ensemble_figures", "generators_figures"},
     "experiments/priors.py": {"study"},
     "experiments/pictures.py": {"evaluation"},
     "experiments/samples.py": {"study"},
     "experiments/theory.py": {
-        "assumptions", "certificates", "ensembles", "families", "figures", "priors", "samples", "study",
+        "assumptions", "certificates", "ensembles", "families", "figures", "generators", "priors", "samples", "study",
     },  # fmt: skip
 }
 

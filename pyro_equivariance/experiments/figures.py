@@ -7,8 +7,9 @@ import numpy as np
 from .. import metrics
 from ..plots.base import BLACK, BLUE, CYCLE, DASHES, GREEN, RED, Axes, Figure, Line2D, NullLocator, save, styled
 from .ensemble_figures import ensembles
+from .generators_figures import generators
 
-__all__ = ["assumptions", "certificate", "ensembles", "families", "priors", "samples", "save"]
+__all__ = ["assumptions", "certificate", "ensembles", "families", "generators", "priors", "samples", "save"]
 
 COLORS = {"exactly equivariant": BLUE, "in law only": GREEN, "not": RED}
 FLOOR = 1e-34  # where a drift or defect of exactly 0 is drawn
