@@ -3,6 +3,7 @@
 import importlib
 
 from . import data, handlers, metrics
+from .breaking import SymmetryBreaking, SymmetryBreakingTable, symmetry_breaking_score
 from .discovery import DiscoveredGenerators, discover_generators
 from .distributions import OrbitMixture
 from .ensembles import Ensemble, EnsembleSweep, ensemble_sweep, fit_ensemble
@@ -154,6 +155,8 @@ __all__ = [
     "SymmetrizeAt",
     "SymmetrizedGuide",
     "Symmetry",
+    "SymmetryBreaking",
+    "SymmetryBreakingTable",
     "SymmetryError",
     "TrackDefect",
     "VonMisesFisher",
@@ -212,6 +215,7 @@ __all__ = [
     "sign_flips",
     "signed_permutation",
     "symmetrize_",
+    "symmetry_breaking_score",
     "to_arviz",
     "trivial",
     "vector",

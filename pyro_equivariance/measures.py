@@ -238,8 +238,12 @@ class ElementList:
 
     def name(self, element: int) -> str:
         """The name of one element."""
-        g = self.drawn[element]
-        return "e" if torch.equal(g, self.law.identity.to(g)) else f"g{element}"
+        return "e" if element == 0 and self.starts_with_identity else f"g{element}"
+
+    @property
+    def starts_with_identity(self) -> bool:
+        """Whether the first element moves nothing."""
+        return torch.equal(self.drawn[0], self.law.identity.to(self.drawn))
 
     def as_elements(self, g: Tensor | int) -> Tensor:
         """``g`` as an index tensor, checked to be numbers of elements or of their inverses."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyro
 import torch
 
-from . import assumptions, certificates, ensembles, families, generators, priors, samples
+from . import assumptions, breaking, certificates, ensembles, families, generators, priors, samples
 from .base import check_writable, finite, torch_threads, write_json, write_whole
 from .study import StudyConfig, load_images
 
@@ -38,6 +38,7 @@ STUDIES = {
     "certificate": Study(
         certificates.WORDS, certificates.CertificateConfig, certificates.run, certificates.DEFINITIONS
     ),
+    "breaking": Study(breaking.WORDS, breaking.BreakingConfig, breaking.run, breaking.DEFINITIONS),
     "generators": Study(generators.WORDS, generators.GeneratorsConfig, generators.run, generators.DEFINITIONS),
     "ensembles": Study(ensembles.WORDS, ensembles.EnsemblesConfig, ensembles.run, ensembles.DEFINITIONS),
 }
