@@ -38,6 +38,7 @@ from .guides import (
     FractionOfPrior,
     SymmetrizedGuide,
 )
+from .learned import AffineAugmenter, LearnedAugmentation, LieAugmenter, learn_augmentation
 from .measures import LieBox
 from .model_symmetries import (
     FoundSymmetry,
@@ -86,7 +87,7 @@ from .storage import load, save
 from .symmetrize import average
 from .symmetry import Symmetry
 from .theory import Assumptions, Certificate, certificate, check_assumptions
-from .training import ExpandAt, FitResult, SymmetrizeAt, TrackDefect, fit
+from .training import ConstrainRelaxation, ExpandAt, FitResult, SymmetrizeAt, TrackDefect, fit
 
 __version__ = "0.1.0"
 
@@ -111,6 +112,7 @@ def __getattr__(name: str):
 
 __all__ = [
     "Affine",
+    "AffineAugmenter",
     "Assumptions",
     "AutoMeanFieldNormal",
     "AutoOrbitMixture",
@@ -121,6 +123,7 @@ __all__ = [
     "BayesianNetwork",
     "Certificate",
     "ClosednessError",
+    "ConstrainRelaxation",
     "CyclicGroup",
     "DataError",
     "DihedralGroup",
@@ -137,7 +140,9 @@ __all__ = [
     "Group",
     "LatticeGroup",
     "LayerError",
+    "LearnedAugmentation",
     "LearnedScale",
+    "LieAugmenter",
     "LieBox",
     "Lift",
     "NormalLikelihood",
@@ -192,6 +197,7 @@ __all__ = [
     "kl",
     "labels",
     "lattice",
+    "learn_augmentation",
     "lifted_check",
     "load",
     "matrix",

@@ -18,6 +18,7 @@ from . import groups, guides, representations
 from .errors import DataError, SymmetryError
 from .generators import Generators
 from .guides.base import _own_name as own_name
+from .handlers import RelaxedNetwork
 from .measures import ElementList, LearnedMeasure, LieBox
 from .networks.bayesian import BayesianNetwork
 from .symmetry import Symmetry
@@ -240,8 +241,8 @@ def _learned(guide) -> dict[str, float]:
     return {} if network is None else network.learned()
 
 
-def _network(model: Callable) -> BayesianNetwork | None:
+def _network(model: Callable) -> BayesianNetwork | RelaxedNetwork | None:
     """The network behind a model that handlers were wrapped round."""
     while (inner := inspect.unwrap(unwrap(model))) is not model:
         model = inner
-    return model if isinstance(model, BayesianNetwork) else None
+    return model if isinstance(model, (BayesianNetwork, RelaxedNetwork)) else None

@@ -11,8 +11,7 @@ from pyro_equivariance.discovery.base import cut, gaps, reducing
 from pyro_equivariance.errors import DataError, OptionError
 from pyro_equivariance.experiments import generators as study
 from pyro_equivariance.generators import Generators
-from pyro_equivariance.prediction import posterior_mean
-from pyro_equivariance.prediction import outputs, posterior_draws
+from pyro_equivariance.prediction import outputs, posterior_draws, posterior_mean
 
 EXACT = 1e6  # a gap that only rounding ends
 

@@ -16,7 +16,8 @@ from pyro_equivariance.experiments import assumptions, families, priors, study
 from pyro_equivariance.experiments.theory import STUDIES, as_csv
 
 SMALL = {"samples": ["--sizes", "2,4"], "priors": [], "assumptions": ["--steps", "4"], "certificate": [],
-         "families": [], "ensembles": [], "generators": [], "breaking": []}  # fmt: skip
+         "families": [], "ensembles": [], "generators": [], "breaking": [],
+         "relaxed": [], "affine": [], "augmenters": []}  # fmt: skip
 
 
 def run(capsys, *arguments):

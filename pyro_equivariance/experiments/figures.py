@@ -6,11 +6,27 @@ import numpy as np
 
 from .. import metrics
 from ..plots.base import BLACK, BLUE, CYCLE, DASHES, GREEN, RED, Axes, Figure, Line2D, NullLocator, save, styled
+from .affine_figures import affine
+from .augmenters_figures import augmenters
 from .breaking_figures import breaking
 from .ensemble_figures import ensembles
 from .generators_figures import generators
+from .relaxed_figures import relaxed
 
-__all__ = ["assumptions", "breaking", "certificate", "ensembles", "families", "generators", "priors", "samples", "save"]
+__all__ = [
+    "affine",
+    "assumptions",
+    "augmenters",
+    "breaking",
+    "certificate",
+    "ensembles",
+    "families",
+    "generators",
+    "priors",
+    "relaxed",
+    "samples",
+    "save",
+]
 
 COLORS = {"exactly equivariant": BLUE, "in law only": GREEN, "not": RED}
 FLOOR = 1e-34  # where a drift or defect of exactly 0 is drawn

@@ -10,7 +10,19 @@ from dataclasses import dataclass
 import pyro
 import torch
 
-from . import assumptions, breaking, certificates, ensembles, families, generators, priors, samples
+from . import (
+    affine,
+    assumptions,
+    augmenters,
+    breaking,
+    certificates,
+    ensembles,
+    families,
+    generators,
+    priors,
+    relaxed,
+    samples,
+)
 from .base import check_writable, finite, torch_threads, write_json, write_whole
 from .study import StudyConfig, load_images
 
@@ -38,6 +50,9 @@ STUDIES = {
     "certificate": Study(
         certificates.WORDS, certificates.CertificateConfig, certificates.run, certificates.DEFINITIONS
     ),
+    "relaxed": Study(relaxed.WORDS, relaxed.RelaxedConfig, relaxed.run, relaxed.DEFINITIONS),
+    "augmenters": Study(augmenters.WORDS, augmenters.AugmentersConfig, augmenters.run, augmenters.DEFINITIONS),
+    "affine": Study(affine.WORDS, affine.AffineConfig, affine.run, affine.DEFINITIONS),
     "breaking": Study(breaking.WORDS, breaking.BreakingConfig, breaking.run, breaking.DEFINITIONS),
     "generators": Study(generators.WORDS, generators.GeneratorsConfig, generators.run, generators.DEFINITIONS),
     "ensembles": Study(ensembles.WORDS, ensembles.EnsemblesConfig, ensembles.run, ensembles.DEFINITIONS),

@@ -9,22 +9,26 @@ from .antithetic import AntitheticMessenger, antithetic
 from .augment import CONVENTIONS, ORBITS, AugmentMessenger, augment
 from .base import AUXILIARY, BASE
 from .expand import ExpandedNetwork, ExpansionReparam, expand, expanded_symmetry, site_expansions, widen
+from .relax import RelaxedNetwork, RelaxedReparam, relax
 from .symmetrize import SymmetrizeMessenger, symmetrize
 
 __all__ = [
     "AUXILIARY",
-    "BASE",
-    "CONVENTIONS",
-    "ORBITS",
     "AntitheticMessenger",
     "AugmentMessenger",
+    "BASE",
+    "CONVENTIONS",
     "ExpandedNetwork",
     "ExpansionReparam",
+    "ORBITS",
+    "RelaxedNetwork",
+    "RelaxedReparam",
     "SymmetrizeMessenger",
     "antithetic",
     "augment",
     "expand",
     "expanded_symmetry",
+    "relax",
     "site_expansions",
     "symmetrize",
     "widen",

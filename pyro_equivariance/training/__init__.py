@@ -3,8 +3,10 @@
 from .base import FitResult, Training
 from .callbacks import ExpandAt, SymmetrizeAt, TrackDefect, Trigger
 from .loop import TemperMessenger, fit, negative_log_predictive
+from .relaxation import ConstrainRelaxation
 
 __all__ = [
+    "ConstrainRelaxation",
     "ExpandAt",
     "FitResult",
     "SymmetrizeAt",

@@ -32,7 +32,8 @@ class FitResult:
     - ``"learning_rate"``: of the first group of parameters as the epoch starts; ``nan`` if the optimizer does not tell;
     - ``"steps"``: optimizer steps done by the end of the epoch, since the start;
     - ``"kl_weight"``, and ``"validation"`` (negative log predictive density per datum, ``nan`` where not evaluated);
-    - ``"defect"`` and ``"defect_se"``, with :class:`TrackDefect`.
+    - ``"defect"`` and ``"defect_se"``, with :class:`TrackDefect`;
+    - ``"scale.<layer>"`` and ``"multiplier.<layer>"``, with :class:`ConstrainRelaxation`.
 
     ``settings`` has what the run was called with, as plain values: ``seed``, ``loss`` and ``optimizer`` (names of
     classes), ``particles``, ``kl_weight``, ``batch_size``, ``epochs``, and whether the gradient was averaged

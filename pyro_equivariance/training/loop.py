@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import DataError, OptionError
-from ..handlers import ExpandedNetwork
+from ..handlers import ExpandedNetwork, RelaxedNetwork
 from ..networks.bayesian import BayesianNetwork
 from ..prediction import log_predictive
 from ..symmetry import Symmetry, needed
@@ -236,7 +236,7 @@ def _check(
             f"Expected epochs ≥ 1, kl_weight > 0 and kl_warmup ≥ 0; got {epochs}, {kl_weight} and {kl_warmup}."
         )
     network = inspect.unwrap(model)
-    network = network.big if isinstance(network, ExpandedNetwork) else network
+    network = network.big if isinstance(network, (ExpandedNetwork, RelaxedNetwork)) else network
     if isinstance(network, BayesianNetwork):
         network.check_data(*data)
         if validation:
