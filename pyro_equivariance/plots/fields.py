@@ -6,7 +6,7 @@ import torch
 
 from ..errors import DataError
 from ..generators import Generators
-from .base import BLUE, GREY, PER_ROW, Figure, as_array, styled, wrong_kind
+from .base import BLUE, GREY, Figure, as_array, styled, wrong_kind
 
 ARROWS = 9  # along each axis
 
@@ -35,7 +35,7 @@ def generators(found, points=None, image=None) -> Figure:
     if not isinstance(basis, Generators):
         raise wrong_kind("generators, or a measure that has some", found)
     titles = _titles(basis, found)
-    columns = min(len(basis), PER_ROW // 2 if len(basis) > 3 else 3)
+    columns = min(len(basis), 4 if len(basis) in (4, 7, 8) else 3)
     rows = -(-len(basis) // columns)
     figure = Figure(figsize=(2.3 * columns + 0.4, 2.5 * rows))
     places = _places(basis.n, points)
