@@ -70,7 +70,7 @@ class AugmentMessenger(Messenger):
     def _register(self) -> None:
         """What a learned measure learns becomes part of the model, and its prior of the log joint density."""
         measure = self.symmetry.group
-        if isinstance(measure, LearnedMeasure):
+        if isinstance(measure, LearnedMeasure) and any(p.requires_grad for p in measure.parameters()):
             pyro.module(measure.param_name, measure)
             pyro.factor(f"{measure.param_name}.log_prior", measure.log_prior())
 

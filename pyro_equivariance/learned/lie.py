@@ -15,7 +15,7 @@ from ..representations import Representation, image, trivial, vector
 from ..symmetry import Symmetry
 
 TERMS = ("task", "equivariance", "augmentation", "orthogonality", "sparsity")
-WEIGHTS = {"task": 1.0, "equivariance": 0.1, "augmentation": 0.02, "orthogonality": 0.1, "sparsity": 0.002}
+WEIGHTS = {"task": 1.0, "equivariance": 1.0, "augmentation": 0.02, "orthogonality": 0.1, "sparsity": 0.002}
 
 
 class LieAugmenter(LearnedMeasure):
