@@ -13,6 +13,7 @@ from torch.distributions.kl import register_kl
 
 from .errors import OptionError, SymmetryError
 from .groups import Group
+from .measures import Measure
 from .representations import Representation
 from .symmetry import Symmetry
 
@@ -114,6 +115,8 @@ class OrbitMixture(dist.TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """``ρ̄ E_q[θ]``, the orbit mean of the mean."""
+        if isinstance(self.rep.group, Measure):
+            raise NotImplementedError(f"the mean of a mixture over {self.rep.group}; take that of draws")
         return self.rep.mean(self.q.mean)
 
     @property
@@ -134,7 +137,7 @@ class OrbitMixture(dist.TorchDistribution):
     def _only_the_last_draw(self) -> SymmetryError:
         group = self.rep.group
         count = f"{len(group)} elements" if group.is_indexed else "no list of its elements"
-        way_out = "a larger max_exact" if group.is_indexed else "a finite group with a list"
+        way_out = "a larger max_exact" if group.is_indexed else "a finite group with a list, which has a density,"
         return SymmetryError(
             f"Expected the last draw of this mixture: {group} has {count}, and the bound needs the one that a value "
             f"was drawn with. Use {way_out} for any other value."
@@ -171,6 +174,8 @@ def _low_rank_log_prob(q: dist.LowRankMultivariateNormal, values: Tensor) -> Ten
 def joint_representation(symmetry: Symmetry, sites=None) -> Representation:
     """The action on all sites as one vector, in the order given: the direct sum of the sites' actions, flattened."""
     names = list(symmetry.sites) if sites is None else sites
+    if not names:
+        raise SymmetryError(f"Expected a symmetry that moves sites, for a joint action; {symmetry} has none.")
     flat = [symmetry[name].reshape((symmetry[name].event_shape.numel(),)) for name in names]
     return reduce(add, flat)
 

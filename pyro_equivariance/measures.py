@@ -79,7 +79,8 @@ class LieBox(Measure):
     r"""The law of ``g = exp(Σ_i w_i A_i)`` with independent ``w_i`` uniform on ``[−γ_i, γ_i]``.
 
     It is symmetric: ``g`` and ``g⁻¹`` are equally likely. A width of 0 leaves its generator out. For the rotation of
-    the plane ``γ = π`` is the uniform law of ``SO(2)``; for other generators there is no uniform law to reach.
+    the plane ``γ = π`` is the uniform law; for rotations that do not commute no widths are
+    (:class:`~pyro_equivariance.SpecialOrthogonal` has it), and scalings, boosts and translations have none.
 
     :param Generators generators: the matrices, used as they are (see :meth:`Generators.normalised`).
     :param widths: ``γ``, one number or one for each generator, in the unit of the coefficients: radians for a
@@ -95,7 +96,10 @@ class LieBox(Measure):
     """
 
     def __init__(self, generators: Generators, widths):
-        widths = torch.as_tensor(widths).detach().to(torch.float64)
+        if not isinstance(generators, Generators) or widths is None:
+            got = type(generators).__name__ if widths is not None else None
+            raise SymmetryError(f"Expected pe.Generators and their widths; got {got}. Use pe.Generators(matrices).")
+        widths = torch.as_tensor(widths).detach().cpu().to(torch.float64)
         if widths.ndim > 1 or (widths.ndim == 1 and len(widths) != len(generators)):
             raise SymmetryError(
                 f"Expected one width, or one for each of the {len(generators)} generators; got shape "
@@ -129,6 +133,9 @@ class LearnedMeasure(nn.Module, Measure):
     It is a torch module: what it learns are its parameters, through which :meth:`sample` is differentiable. In a model
     under :func:`~pyro_equivariance.handlers.augment` they are learned with the guide.
 
+    Copies, and what was pickled, learn by themselves. :func:`~pyro_equivariance.save` keeps what is learned with a
+    guide that was made on the augmented model; ``state_dict()`` has it too.
+
     To implement one: call ``__init__`` with the group, and set :meth:`basis`, :meth:`spread` and ``names``; where
     the parameters have a prior, :meth:`log_prior`.
     """
@@ -138,7 +145,20 @@ class LearnedMeasure(nn.Module, Measure):
     def __init__(self, group: MatrixGroup):
         super().__init__()
         self.group = group
-        self.param_name = f"{type(self).__name__}_{next(_NUMBERS)}"  # parameters share one store, by name
+        self.param_name = self._new_name()
+
+    def _new_name(self) -> str:
+        """Parameters share one store, by name."""
+        return f"{type(self).__name__}_{next(_NUMBERS)}"
+
+    def __getstate__(self) -> dict:
+        """Without what Pyro hangs on parameters that it has trained, which cannot be pickled."""
+        own = {n: nn.Parameter(p.detach().clone(), p.requires_grad) for n, p in self._parameters.items()}
+        return {**self.__dict__, "_parameters": own}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.param_name = self._new_name()
 
     @abstractmethod
     def basis(self) -> Tensor:
@@ -177,6 +197,9 @@ class LearnedMeasure(nn.Module, Measure):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({described(self.names, self.spread().detach())})"
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)  # within a message; print may show more
 
 
 class ElementList:

@@ -86,6 +86,8 @@ def save(path: str | os.PathLike, guide, args: tuple = ()) -> None:
     The file is written whole or not at all, and holds tensors, numbers and names only.
 
     :param path: of the file.
+    What a learned measure has learned is saved with a guide that was made on the model augmented by it.
+
     :param guide: an initialised guide of this package, Pyro's ``AutoNormal``, ``AutoDiagonalNormal`` or
         ``AutoMultivariateNormal``, or a :class:`~pyro_equivariance.SymmetrizedGuide` of one.
     :param tuple args: the model's arguments, which :func:`load` needs to run it once; of data the first two rows do.
@@ -109,6 +111,8 @@ def save(path: str | os.PathLike, guide, args: tuple = ()) -> None:
         "plates": getattr(guide, "create_plates", None) is not None,
     }
     content["model"] = _learned(guide)
+    if (measure := _measure(_inner(guide).model)) is not None:
+        content["measure"] = {name: value.detach().clone() for name, value in measure.state_dict().items()}
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:
@@ -155,6 +159,8 @@ def load(path: str | os.PathLike, model: Callable, map_location=None, create_pla
     _restore(guide, content["parameters"], path)
     if (network := _network(model)) is not None:
         network.load_learned(content["model"])
+    if "measure" in content:
+        _load_measure(content["measure"], model, path)
     return guide
 
 
@@ -231,7 +237,7 @@ def _restore(guide, state: dict[str, Tensor], path) -> None:
 
 
 def _learned(guide) -> dict[str, float]:
-    inner = guide.guide if isinstance(guide, guides.SymmetrizedGuide) else guide
+    inner = _inner(guide)
     if inner._model is None:
         raise SymmetryError(
             "Expected a guide with its model; got one that has lost it, as pickled guides do, and those of Pyro that "
@@ -239,6 +245,32 @@ def _learned(guide) -> dict[str, float]:
         )
     network = _network(inner.model)
     return {} if network is None else network.learned()
+
+
+def _inner(guide):
+    return guide.guide if isinstance(guide, guides.SymmetrizedGuide) else guide
+
+
+def _measure(model: Callable) -> LearnedMeasure | None:
+    """The learned measure that a model is augmented by."""
+    while True:
+        measure = getattr(getattr(model, "augmentation", None), "symmetry", None)
+        if measure is not None and isinstance(measure.group, LearnedMeasure):
+            return measure.group
+        if (inner := inspect.unwrap(unwrap(model), stop=lambda f: hasattr(f, "augmentation"))) is model:
+            return None
+        model = inner
+
+
+def _load_measure(state: dict[str, Tensor], model: Callable, path) -> None:
+    measure = _measure(model)
+    own = {} if measure is None else {name: value.shape for name, value in measure.state_dict().items()}
+    if own != {name: value.shape for name, value in state.items()}:
+        raise DataError(
+            f"Expected the model of {str(path)!r} augmented by a learned measure of the same kind, whose parameters "
+            f"the file holds; got {measure!r}."
+        )
+    measure.load_state_dict(state)
 
 
 def _network(model: Callable) -> BayesianNetwork | RelaxedNetwork | None:

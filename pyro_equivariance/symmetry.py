@@ -133,8 +133,12 @@ class Symmetry:
         Predictions, metrics and averages over it are sums. It is no group (see
         :class:`~pyro_equivariance.measures.ElementList`), and what promises invariance refuses it.
 
-        :param int count: how many elements are drawn.
-        :param bool identity: whether the identity is put before them, as metrics need.
+        Metrics need the identity, whose part of a defect is 0: that over the law is ``(K + 1) / K`` times that over the
+        list. Predictions and averages do not, and estimate the mean over the law without it.
+
+        :param int count: K, how many elements are drawn.
+        :param bool identity: whether the identity is put before them.
+        :raises SymmetryError: for a symmetry that is a list already.
 
         >>> import math, torch, pyro_equivariance as pe
         >>> tilts = pe.LieBox(pe.Generators.so(2), math.pi / 6)
@@ -143,6 +147,8 @@ class Symmetry:
         torch.Size([17, 3, 8, 8])
         """
         group = self.group
+        if isinstance(group, ElementList):
+            raise SymmetryError(f"Expected a symmetry of a group or a measure, to draw from; got {group}.")
         elements = group.sample((positive_int(count, "the number of listed elements"),))
         if identity:
             elements = torch.cat([group.identity.to(elements)[None], elements])

@@ -85,8 +85,8 @@ class Batches:
         group = self.augmentation.group
         if group.is_indexed:
             return torch.randint(len(group), (count,), generator=source)
-        with own_randomness(int(torch.randint(2**31, (), generator=source))):
-            return group.sample((count,))
+        with own_randomness(int(torch.randint(2**31, (), generator=source))), torch.no_grad():
+            return group.sample((count,))  # a learned measure is taken as it is
 
 
 def pair_of(data, what: str) -> tuple[Tensor, Tensor]:

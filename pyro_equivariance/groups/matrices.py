@@ -122,7 +122,7 @@ class GeneralLinear(MatrixGroup):
     way_out = "a measure on it, such as pe.LieBox, and a list of some of its elements, symmetry.listed(16)"
 
     def _check_elements(self, g: Tensor) -> None:
-        if not bool(g.isfinite().all()) or not bool((torch.linalg.det(g) != 0).all()):
+        if not bool(g.isfinite().all()) or not bool(torch.linalg.slogdet(g).logabsdet.isfinite().all()):
             raise SymmetryError(f"Expected elements of {self}: invertible, finite matrices; got one that is not.")
 
     def _inverse(self, a: Tensor) -> Tensor:

@@ -4,14 +4,15 @@ import functools
 from collections.abc import Callable
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
 from ..distributions import OrbitPredictive
-from ..errors import OptionError, SymmetryError, check_option
+from ..errors import DataError, OptionError, SymmetryError, check_option
 from ..groups.base import positive_int
-from ..measures import LearnedMeasure
+from ..measures import LearnedMeasure, Measure
 from ..symmetry import Symmetry, needed
 
 ORBITS = ("full", "random")
@@ -33,16 +34,23 @@ class AugmentMessenger(Messenger):
                 "Expected orbit='full' with likelihood='predictive': the logarithm of a mean over random elements is "
                 "biased. Use orbit='full', a number of draws such as orbit=8 (a lower bound), or likelihood='mean'."
             )
+        if (orbit == "full" or likelihood == "sum") and isinstance(symmetry.group, Measure):
+            raise SymmetryError(
+                f"Expected orbit='random' or a number of draws, such as orbit=8, and likelihood='mean' or 'predictive' "
+                f"for {symmetry.group}, which has no list of elements; got {orbit!r} and {likelihood!r}."
+            )
         if (orbit == "full" or likelihood == "sum") and not symmetry.group.is_indexed:
             _ = symmetry.group.elements  # raises, with the way out
         self.symmetry, self.orbit, self.likelihood = symmetry, orbit, likelihood
-        self._copies = 0
+        self._copies, self._is_called = 0, False
         self._subsampled: set[str] = set()
         self._observed: set[str] = set()
 
     def __call__(self, fn: Callable) -> Callable:
         @functools.wraps(fn, updated=())
         def augmented(x, *args, **kwargs):
+            if not len(x):
+                raise DataError("Expected at least one datum to augment; got none.")
             self._register()
             g = self._elements(len(x)).to(x.device)
             x = self._flat(self.symmetry.act_inputs(g, x))
@@ -50,18 +58,18 @@ class AugmentMessenger(Messenger):
                 args = (self._moved_outputs(g, args[0]), *args[1:])
             elif kwargs.get("y") is not None:
                 kwargs = {**kwargs, "y": self._moved_outputs(g, kwargs["y"])}
-            self._copies, self._subsampled, self._observed = len(x), set(), set()
+            self._copies, self._is_called, self._subsampled, self._observed = len(x), True, set(), set()
             try:
                 with self:
                     return fn(x, *args, **kwargs)
             finally:
-                self._copies = 0
+                self._is_called = False
 
         augmented.augmentation = self
         return augmented
 
     def __enter__(self):
-        if not self._copies:
+        if not self._is_called:
             raise SymmetryError(
                 "Expected augment to wrap or decorate a model: it changes arguments, which `with` cannot."
             )
@@ -72,7 +80,10 @@ class AugmentMessenger(Messenger):
         measure = self.symmetry.group
         if isinstance(measure, LearnedMeasure) and any(p.requires_grad for p in measure.parameters()):
             pyro.module(measure.param_name, measure)
-            pyro.factor(f"{measure.param_name}.log_prior", measure.log_prior())
+            density = measure.log_prior()
+            zero = torch.zeros_like(density)
+            fn = dist.Delta(zero, log_density=density)  # deterministic, so that no augmentation around it weighs it
+            pyro.sample(f"{measure.param_name}.log_prior", fn, obs=zero, infer={"_deterministic": True})
 
     @property
     def _order(self) -> int:
