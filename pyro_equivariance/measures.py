@@ -179,7 +179,7 @@ class LearnedMeasure(nn.Module, Measure):
     @property
     def generators(self) -> Generators:
         """The matrices as they are now, to print, to plot and to compare."""
-        return Generators(self.basis(), self.names, self.group.is_affine)
+        return Generators.as_learned(self.basis(), self.names, self.group.is_affine)
 
     @property
     def widths(self) -> dict[str, float]:

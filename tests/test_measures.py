@@ -1,7 +1,10 @@
 """Generators, matrix groups, laws on them, and lists of elements: against closed forms and torch's own maps."""
 
+import copy
 import math
+import pickle
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -100,11 +103,77 @@ class TestGenerators:
         assert all_of_it.angle(one) == 90.0
         assert pe.Generators.affine_plane().angles(pe.Generators.so(2)).tolist() == pytest.approx([0], abs=1e-6)
 
+    def test_angles_ascend(self):
+        """Directions shared, leaning by ``atan 0.1`` and ``atan 3``, and orthogonal, in another basis of the span."""
+        e = torch.eye(9).reshape(9, 3, 3)
+        leaning = torch.stack([e[0], e[1] + 0.1 * e[4], e[2] + 3 * e[5], e[6]])
+        mixed = pe.Generators(torch.einsum("ij,jab->iab", torch.randn(4, 4), leaning))
+        expected = [0, math.degrees(math.atan(0.1)), math.degrees(math.atan(3)), 90]
+        known = pe.Generators(e[[0, 1, 2, 3]])
+        for angles in (known.angles(mixed), mixed.angles(known)):
+            assert torch.allclose(angles, torch.tensor(expected), atol=1e-5)
+        assert math.isclose(known.angle(mixed), 90)
+        assert pe.Generators(e[:2]).angles(mixed).tolist() == pytest.approx(expected[:2], abs=1e-5)
+
+    @pytest.mark.parametrize(("far", "known"), [(1, 0.3333), (10, 0.0098), (100, 0.0001)])
+    def test_what_they_depend_on(self, far, known):
+        """A rotation about ``(−far, 0)`` or ``(0, −far)`` looks the more like a shift, the further its centre."""
+        plane = pe.Generators.affine_plane().basis
+        pair = pe.Generators(torch.stack([plane[0], plane[2] + far * plane[1]]), affine=True)
+        assert math.isclose(pair.closure(), 1 / (2 + far**2), rel_tol=1e-9)
+        assert round(pair.closure(), 4) == known
+        about = pe.Generators((plane[2] - far * plane[0])[None], affine=True)
+        assert torch.allclose(about.field([0.0, -far]), torch.zeros(2))
+        shift = pe.Generators.affine_plane().only("translate x")
+        assert math.isclose(about.angle(shift), math.degrees(math.atan(math.sqrt(2) / far)), rel_tol=1e-9)
+
+    def test_units(self):
+        longer = pe.Generators([[[0.0, -10.0], [0.1, 0.0]]])
+        assert abs(longer.angle(pe.Generators.so(2)) - 44) < 0.5
+
     def test_closure_of_two_rotations(self):
-        """``[Q1, Q2] = Q3 / √2`` for so(3) with length one, whose largest possible value is ``√2``."""
+        """``[Q1, Q2] = Q3 / √2`` for so(3) with length one, whose bound is ``√2``."""
         two = pe.Generators(pe.Generators.so(3).basis[:2])
         assert math.isclose(two.closure(), 0.5)
         assert math.isclose(pe.Generators(torch.stack([two.basis.sum(0), two.basis[0]])).closure(), 0.5)
+
+    def test_closure_of_one_pair_reaches_one(self):
+        """``[stretch, shear]`` is twice the rotation, outside their span."""
+        assert math.isclose(pe.Generators.affine_plane().only(["stretch", "shear"]).closure(), 1)
+
+    def test_is_a_value(self):
+        generators = pe.Generators.so(2)
+        before = hash(generators)
+        generators.basis.zero_()
+        generators.basis[0, 0, 0] = 1.0
+        assert generators == pe.Generators.so(2) and hash(generators) == before
+        with pytest.raises(AttributeError):
+            generators.basis = torch.zeros(1, 2, 2)
+
+    def test_integers_and_lists(self):
+        """Integers are points and coefficients too: velocities are not cut to them."""
+        half = pe.Generators([[[0.5, -0.5], [0.5, 0.5]]])
+        expected = half.field(torch.tensor([[1.0, 2.0]]))
+        for points in (torch.tensor([[1, 2]]), [[1, 2]], np.array([[1, 2]])):
+            assert torch.equal(half.field(points), expected)
+        assert torch.equal(half.exp(torch.tensor([1])), half.exp(torch.tensor([1.0])))
+        assert torch.equal(half.exp([1]), half.exp([1.0])) and half.field([[1, 2]]).dtype == torch.float64
+
+    def test_dependent_ones_are_looked_at_and_not_compared(self):
+        turn = pe.Generators.so(2).basis
+        twice = pe.Generators.as_learned(torch.cat([turn, 2 * turn]), ["a", "b"])
+        assert str(twice).endswith("b\n   0.00  -2.00\n   2.00   0.00") and repr(twice) == "Generators(a, b; n=2)"
+        assert twice.field([1.0, 0.0]).tolist() == [[0, 1], [0, 2]]
+        assert torch.allclose(twice.exp([1.0, 1.0]), pe.Generators.so(2).exp([3.0]))
+        assert torch.allclose(twice.normalised().basis, turn.expand(2, 2, 2)) and twice.homogeneous().affine
+        assert twice.only("b").angle(pe.Generators.so(2)) < 1e-6
+        assert pe.Generators.as_learned(turn, ["rotate 1-2"]) == pe.Generators.so(2)
+        one = pe.Generators.so(2)
+        calls = (twice.closure, lambda: twice.angle(one), lambda: one.angle(twice), lambda: one.angles(twice),
+                 lambda: pe.Generators.affine_plane().angle(twice))  # fmt: skip
+        for call in calls:
+            with pytest.raises(pe.SymmetryError, match=r"a, b have become dependent\. Learn fewer"):
+                call()
 
     def test_normalised(self):
         generators = pe.Generators(torch.randn(2, 3, 3)).normalised()
@@ -132,13 +201,33 @@ class TestGenerators:
                          lambda: pe.Generators.so(2).angles(pe.Generators.so(3))),
         "points": (r"points \(\.\.\., 2\).*\(3,\)", lambda: pe.Generators.so(2).field(torch.ones(3))),
         "coefficients": (r"coefficients \(\.\.\., 1\)", lambda: pe.Generators.so(2).exp(torch.ones(3))),
+        "no matrices": (r"matrices \(C, m, m\), a tensor or nested lists; got NoneType", lambda: pe.Generators(None)),
+        "a word": (r"nested lists; got str", lambda: pe.Generators("abc")),
+        "ragged": (r"nested lists; got list", lambda: pe.Generators([[[1.0, 2.0], [3.0]]])),
+        "complex": ("of real numbers; got torch.complex", lambda: pe.Generators([[[0, 1j], [1j, 0]]])),
+        "complex points": (r"points \(\.\.\., 2\) of real", lambda: pe.Generators.so(2).field([1j, 0])),
+        "no points": (r"points .* got NoneType", lambda: pe.Generators.so(2).field(None)),
+        "one number": (r"coefficients \(\.\.\., 1\).*got \(\)", lambda: pe.Generators.so(2).exp(1.0)),
+        "no coefficients": (r"coefficients .* got str", lambda: pe.Generators.so(2).exp("w")),
+        "rotations of a line": ("dimension of at least 2 for rotations; got 1", lambda: pe.Generators.so(1)),
+        "below nothing": ("at least 2 for rotations; got -1", lambda: pe.Generators.so(-1)),
+        "part of a plane": ("at least 2 for rotations; got 2.5", lambda: pe.Generators.so(2.5)),
+        "scaling nothing": ("at least 1 for a scaling; got 0", lambda: pe.Generators.scale(0)),
+        "shifting nothing": ("at least 1 for translations; got -2", lambda: pe.Generators.translations(-2)),
+        "angle to a tensor": (r"move points of R\^2; got 3", lambda: pe.Generators.so(2).angle(3)),
+        "angle of other points": (r"R\^1; got Generators\(.*n=3",
+                                  lambda: pe.Generators.scale(1).angle(pe.Generators.so(3))),
+        "one name of two": (r"2 different names.*\('ab',\)", lambda: pe.Generators(torch.randn(2, 2, 2), "ab")),
+        "numbers for names": ("names of generators; got 5", lambda: pe.Generators(torch.ones(1, 2, 2), 5)),
+        "unknown word": ("got 'twist'", lambda: pe.Generators.affine_plane().only("twist")),
     }  # fmt: skip
 
     @pytest.mark.parametrize("name", BAD)
     def test_bad_input(self, name):
         match, call = self.BAD[name]
-        with pytest.raises(pe.SymmetryError, match=match):
+        with pytest.raises(pe.SymmetryError, match=match) as caught:
             call()
+        assert "\n" not in str(caught.value)
 
 
 def moves(n, affine):
@@ -339,7 +428,12 @@ class TestLists:
         defect = pe.metrics.equivariance_defect(outputs, action=listed.outputs)
         assert math.isclose(defect.value, float((copies - copies[0]).square().sum(-1).mean()), rel_tol=1e-6)
 
+    def test_of_what_is_learned_takes_no_gradient(self):
+        listed = self.symmetry(Widths(0.5)).listed(3)
+        assert not listed.inputs.act(1, torch.ones(2)).requires_grad
+
     BAD = {
+        "a list of a list": ("group or a measure, to draw from; got ElementList", lambda s: s.listed(3)),
         "no group": ("products of elements; ElementList", lambda s: s.group.compose(0, 1)),
         "table": (r"Use LieBox\(rotate", lambda s: s.group.table),
         "generators": ("is a list of some", lambda s: s.group.generators),
@@ -506,12 +600,61 @@ class TestAugment:
     def test_two_learned_measures_do_not_share(self):
         assert Widths(0.5).param_name != Widths(0.5).param_name and Widths(0.5) != Widths(0.5)
 
+    @pytest.mark.parametrize("way", [copy.deepcopy, lambda law: pickle.loads(pickle.dumps(law))])
+    def test_copies_of_a_trained_measure_learn_by_themselves(self, way):
+        (model, _), law = self.fixed(), Widths(0.5)
+        guide = pe.AutoMeanFieldNormal(model)
+
+        def learn(law):
+            augmented = pe.handlers.augment(model, pe.Symmetry(law, {}, inputs=pe.vector(law)), orbit=2)
+            pe.fit(augmented, guide, self.data_, epochs=2, progress=False)
+
+        learn(law)
+        again, width = way(law), law.widths["rotate"]
+        assert again.widths == law.widths and again.param_name != law.param_name
+        learn(again)
+        assert again.widths["rotate"] != width == law.widths["rotate"]
+
+    def test_what_it_learned_is_saved_with_a_guide_of_the_augmented_model(self, tmp_path):
+        model, law, other = linear_model(), Widths(0.5), Widths(0.7)
+        augmented, anew = (
+            pe.handlers.augment(model, pe.Symmetry(law, {}, inputs=pe.vector(law)), orbit=2) for law in (law, other)
+        )
+        guide = pe.AutoMeanFieldNormal(augmented, init_loc_fn=model.init_loc_fn)
+        pe.fit(augmented, guide, self.data_, epochs=2, progress=False)
+        pe.save(tmp_path / "guide.pt", guide, self.data_)
+        pe.load(tmp_path / "guide.pt", anew)
+        assert other.widths == law.widths != {"rotate": 0.5}
+        with pytest.raises(pe.DataError, match="learned measure of the same kind, .*got None"):
+            pe.load(tmp_path / "guide.pt", model)
+
+    def test_the_prior_counts_once_within_another_augmentation(self):
+        (model, guide), law, C4 = self.fixed(), Widths(0.5), pe.CyclicGroup(4)
+        turns = pe.Symmetry(C4, {}, inputs=pe.vector(C4))
+        for how in ("mean", "sum"):
+            losses = []
+            for inner in (law, law.fixed()):
+                symmetry = pe.Symmetry(inner, {}, inputs=pe.vector(inner))
+                losses.append(self.losses(turns, guide, pe.handlers.augment(model, symmetry, orbit=2), likelihood=how))
+            assert math.isclose(float(losses[0] - losses[1]), math.log(0.5) ** 2, rel_tol=1e-9)
+
+    def test_a_measure_that_learns_nothing_is_no_part_of_the_model(self):
+        (model, guide), law = self.fixed(), Widths(0.5).requires_grad_(False)
+        self.losses(pe.Symmetry(law, {}, inputs=pe.vector(law)), guide, model, orbit=2)
+        assert not [name for name in pyro.get_param_store() if "Widths" in name]
+
+    def test_no_data(self):
+        model, law = linear_model(), tilts()
+        augmented = pe.handlers.augment(model, pe.Symmetry(law, {}, inputs=pe.vector(law)), orbit=2)
+        with pytest.raises(pe.DataError, match="at least one datum to augment"):
+            augmented(torch.zeros(0, 2))
+
     BAD = {
         "no draws": ("orbit, if it is a number of draws, to be a positive integer; got 0", {"orbit": 0}),
         "a word": ("orbit", {"orbit": "some"}),
         "one draw inside": ("number of draws such as orbit=8", {"orbit": "random", "likelihood": "predictive"}),
-        "all of a law": ("is a law and has no list", {"orbit": "full"}),
-        "a sum over a law": ("is a law and has no list", {"orbit": 4, "likelihood": "sum"}),
+        "all of a law": ("a number of draws, such as orbit=8.*LieBox.*got 'full'", {"orbit": "full"}),
+        "a sum over a law": ("likelihood='mean' or 'predictive'.*got 4 and 'sum'", {"orbit": 4, "likelihood": "sum"}),
     }
 
     @pytest.mark.parametrize("name", BAD)

@@ -197,6 +197,16 @@ FIGURES = {
     "six generators": lambda: plots.generators(pe.LieBox(pe.Generators.affine_plane(), 1 / 3), image=torch.rand(8, 8)),
     **{f"generators of SO({n})": lambda n=n: plots.generators(pe.Generators.so(n)) for n in (2, 3, 4)},
     "generators at far points": lambda: plots.generators(pe.Generators.lorentz(), 300 * torch.randn(20, 2)),
+    "generators of SO(8)": lambda: plots.generators(pe.Generators.so(8)),
+    "six generators at tiny points": lambda: plots.generators(
+        pe.LieBox(pe.Generators.affine_plane(), 1 / 3), 1e-6 * torch.randn(20, 2)
+    ),
+    "six generators off the origin": lambda: plots.generators(
+        pe.Generators.affine_plane(), torch.tensor([1000.0, -500.0]) + torch.randn(20, 2)
+    ),
+    "generator at a fixed point": lambda: plots.generators(pe.Generators.so(2), torch.zeros(1, 2)),
+    "generators at a fixed point": lambda: plots.generators(pe.Generators.so(3), torch.zeros(1, 3)),
+    "dependent generators": lambda: plots.generators(pe.Generators.as_learned(torch.zeros(2, 4, 4))),
     "generator of a line": lambda: plots.generators(pe.Generators.scale(1)),
     "orbit, many classes": lambda: plots.orbit(*orbit_case(4, classes=100)),
     "orbit, two classes in colour": lambda: plots.orbit(*orbit_case(8, classes=2, channels=3)),
@@ -240,6 +250,60 @@ def test_arrows_point_along_the_velocities(n):
         assert torch.allclose(starts, places)
         ratios = (drawn / velocities)[velocities.abs() > 1e-9]
         assert torch.allclose(ratios, ratios[0].expand_as(ratios)) and ratios[0] > 0
+
+
+@pytest.mark.parametrize("size", [1e-8, 1.0, 1e5])
+@pytest.mark.parametrize("centre", [0, 3, -1000])
+def test_the_frame_holds_points_and_arrows_and_little_else(centre, size):
+    """Wherever the points are and however far apart: the longest arrow is about as long as they are apart."""
+    grid = torch.cartesian_prod(torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 5))
+    places = size * (grid + centre)
+    for ax in plots.generators(pe.Generators.affine_plane(), places).axes:
+        quiver = ax.collections[0]
+        starts, arrows = np.array(quiver.XY), np.stack([quiver.U, quiver.V], 1)
+        (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+        for at in (starts, starts + arrows):
+            assert bool((at > [left, low]).all()) and bool((at < [right, high]).all())
+        assert math.isclose(right - left, high - low) and right - left < 3.2 * size
+        assert math.isclose((left + right) / 2, size * centre, abs_tol=1e-6 * size)
+        assert 0.5 < np.linalg.norm(arrows, axis=1).max() / (size / 2) < 1
+
+
+def test_an_arrow_at_one_point():
+    (ax,) = plots.generators(pe.Generators.so(2), [[3.0, 4.0]]).axes
+    arrow = np.array([ax.collections[0].U[0], ax.collections[0].V[0]])
+    assert np.allclose(arrow / np.linalg.norm(arrow), [-0.8, 0.6])
+    assert ax.get_xlim()[0] < 3 + arrow[0] < 3 < ax.get_xlim()[1]
+
+
+def test_a_matrix_of_zeros_is_white():
+    ax = plots.generators(pe.Generators.as_learned(torch.zeros(1, 4, 4))).axes[0]
+    assert np.ptp(ax.images[0].to_rgba(ax.images[0].get_array())[0, 0, :3]) < 0.01
+
+
+def test_arrows_on_an_image_keep_to_its_frame():
+    (ax,) = plots.generators(pe.Generators.so(2), 0.1 * torch.rand(9, 2), image=torch.rand(1, 6, 6)).axes
+    assert ax.get_xlim()[0] < -1 and ax.get_ylim()[1] > 1 and ax.images[0].get_extent() == [-1, 1, -1, 1]
+    assert np.hypot(ax.collections[0].U, ax.collections[0].V).max() < 0.1
+
+
+def test_arrows_at_the_back_of_the_sphere_are_pale():
+    """The three lines of an arrow have one opacity, which grows towards the viewer."""
+    ax = plots.generators(pe.Generators.so(3)).axes[0]
+    arrows = ax.collections[0]
+    starts, alpha = np.array(arrows._segments3d)[:81, 1], np.asarray(arrows.get_alpha()).reshape(3, 81)
+    FigureCanvasAgg(ax.figure).draw()  # the view is set by drawing
+    up, turned = math.radians(ax.elev), math.radians(ax.azim)
+    depth = starts @ [math.cos(up) * math.cos(turned), math.cos(up) * math.sin(turned), math.sin(up)]
+    assert (alpha == alpha[0]).all() and 0 < alpha.min() < 0.2 and math.isclose(alpha.max(), 1)
+    assert np.array_equal(alpha[0].argsort(), depth.argsort())
+
+
+@pytest.mark.parametrize(("n", "columns", "rows"), [(2, 1, 1), (3, 3, 1), (4, 3, 2), (5, 4, 3), (8, 7, 4)])
+def test_panels_of_many_generators(n, columns, rows):
+    axes = plots.generators(pe.Generators.so(n)).axes
+    grid = axes[0].get_gridspec()
+    assert (grid.ncols, grid.nrows) == (columns, rows) and len(axes) == n * (n - 1) // 2
 
 
 # Accuracy and defect
@@ -730,7 +794,11 @@ BAD = {
     "no such entry": (lambda: plots.parameters(locations(), SWAP, ("locs[3]", "scale")), r"got 'locs\[3\]'"),
     "no such site": (lambda: plots.parameters(locations(), SWAP, ("locs[0]", "w")), r"locs \(3,\), scale \(\)"),
     "points of another space": (lambda: plots.generators(pe.Generators.so(2), torch.ones(5, 3)), r"points \(N, 2\)"),
-    "two images": (lambda: plots.generators(pe.Generators.so(2), image=torch.ones(2, 5, 5)), r"one image \(H, W\)"),
+    "no points": (lambda: plots.generators(pe.Generators.so(2), torch.ones(0, 2)), r"at least one point, .* \(0, 2\)"),
+    "points of NaN": (lambda: plots.generators(pe.Generators.so(2), [[math.nan, 0.0]]), "all of them finite"),
+    "two images": (lambda: plots.generators(pe.Generators.so(2), image=torch.ones(2, 5, 5)), r"one image \(H, H\)"),
+    "an oblong image": (lambda: plots.generators(pe.Generators.so(2), image=torch.ones(4, 5)), r"got shape \(4, 5\)"),
+    "an image in space": (lambda: plots.generators(pe.Generators.so(3), image=torch.ones(5, 5)), r"of R\^3; an image"),
     "one scalar": (lambda: plots.parameters({"scale": torch.rand(5)}, SWAP), "at least two scalars"),
     "element names": (lambda: plots.orbit(*orbit_case(4)[:2], ["e"]), "each group element, 4; got 1"),
 }
