@@ -13,6 +13,7 @@ from .errors import SymmetryError
 
 DEPENDENT = 1e-6
 DIGITS = 2
+ROUNDING = 1e-6  # of the largest entry
 
 
 class Generators:
@@ -317,6 +318,13 @@ def _need_dimension(n: int, least: int, what: str) -> None:
 
 
 def _table(matrix: Tensor) -> str:
-    rows = [[f"{value + 0.0:.{DIGITS}f}" for value in row] for row in matrix.round(decimals=DIGITS).tolist()]
+    """Two decimals, or one digit of what is smaller but more than rounding: with other units it counts as much."""
+    least = ROUNDING * float(matrix.nan_to_num(0, 0, 0).abs().max())
+    rows = [[_cell(0.0 if abs(value) <= least else value) for value in row] for row in matrix.tolist()]
     width = max(len(cell) for row in rows for cell in row)
     return "\n".join("  " + "  ".join(cell.rjust(width) for cell in row) for row in rows)
+
+
+def _cell(value: float) -> str:
+    shown = f"{value:.{DIGITS}f}"
+    return shown if value == 0 or float(shown) else f"{value:.1g}"

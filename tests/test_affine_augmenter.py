@@ -1,7 +1,9 @@
 """Learned affine widths: the law against closed forms, both forms of learning, and the study's images and rules."""
 
+import copy
 import functools
 import math
+import pickle
 from dataclasses import replace
 
 import pyro
@@ -62,7 +64,47 @@ class TestLaw:
             augmenter.raw.fill_(9.0)
         width = augmenter.spread()
         assert width.item() == pytest.approx(limit, abs=1e-12)
-        assert float(torch.autograd.grad(width.sum(), augmenter.raw)[0]) == pytest.approx(1.0, abs=1e-3)
+        (slope,) = torch.autograd.grad(width.sum(), augmenter.raw)
+        assert float(slope) == pytest.approx(-math.expm1(-limit))  # of softplus, where it is the limit
+
+    def test_however_long_a_width_was_pushed_against_its_limit_it_comes_back(self):
+        augmenter = AffineAugmenter(1.0, generators=TURNS)
+        optimizer = torch.optim.Adam(augmenter.parameters(), lr=0.03)
+        for sign, steps in ((-1.0, 1000), (1.0, 29)):
+            for _ in range(steps):
+                optimizer.zero_grad()
+                (sign * 0.01 * augmenter.bonus()).backward()
+                optimizer.step()
+            assert (augmenter.widths["rotate"] == pytest.approx(math.pi, rel=1e-9)) == (sign < 0)
+        assert augmenter.widths["rotate"] < math.pi - 0.3  # Σ_{t=7}^{29} 0.03 (1 − 2 · 0.9^t) = 0.43 in u
+
+    def test_reading_a_width_twice_leaves_its_graph_whole(self):
+        augmenter = AffineAugmenter(1.0, generators=TURNS)
+        with torch.no_grad():
+            augmenter.raw.fill_(9.0)
+        (augmenter.spread() * augmenter.spread()).sum().backward()
+        assert float(augmenter.raw.grad) == pytest.approx(-2 * math.pi * math.expm1(-math.pi))
+
+    @pytest.mark.parametrize("raw", [-99.0, 99.0])
+    def test_widths_at_an_end_in_single_precision_can_be_given_back(self, raw):
+        found = AffineAugmenter().float()
+        with torch.no_grad():
+            found.raw.fill_(raw)
+        assert AffineAugmenter(found.widths).widths == pytest.approx(found.widths, rel=1e-5)
+
+    @pytest.mark.parametrize("width", [math.pi, 1e-6])
+    def test_an_end_rounded_to_single_precision_is_the_end(self, width):
+        rounded = torch.tensor(width, dtype=torch.float32)
+        assert (rounded.item() > width) == (width > 1)  # outside of the range, both
+        assert AffineAugmenter(rounded, generators=TURNS).widths["rotate"] == pytest.approx(width, rel=1e-12)
+
+    def test_one_width_for_each_generator(self):
+        given = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+        for widths in (given, tuple(given), torch.tensor(given)):
+            assert list(AffineAugmenter(widths).widths.values()) == pytest.approx(given)
+
+    def test_one_name_is_one_generator(self):
+        assert AffineAugmenter(generators="rotate").generators == AffineAugmenter(generators=TURNS).generators
 
     def test_fixed_widths_are_not_learned(self):
         assert not any(p.requires_grad for p in AffineAugmenter(learned=False).parameters())
@@ -71,7 +113,22 @@ class TestLaw:
     def test_the_state_holds_the_widths(self):
         found, other = AffineAugmenter(1.3), AffineAugmenter(0.1)
         other.load_state_dict(found.state_dict())
-        assert other.widths == found.widths
+        assert other.widths == found.widths and set(found.state_dict()) == {"raw", "_extra_state"}
+
+    @pytest.mark.parametrize("names", [["scale", "rotate"], ["rotate", "shear"]])
+    def test_the_state_of_other_generators_is_refused(self, names):
+        state = AffineAugmenter(0.5, generators=["rotate", "scale"]).state_dict()
+        with pytest.raises(pe.DataError, match=f"of {', '.join(names)}; got rotate, scale"):
+            AffineAugmenter(generators=names).load_state_dict(state)
+
+    @pytest.mark.parametrize("learned", [True, False])
+    def test_copies_keep_widths_and_generators(self, learned):
+        augmenter = AffineAugmenter({"scale": 0.4}, generators=["scale", "rotate"], learned=learned)
+        for other in (copy.deepcopy(augmenter), pickle.loads(pickle.dumps(augmenter))):
+            assert (other.widths, other.generators) == (augmenter.widths, augmenter.generators)
+            with torch.no_grad():
+                other.raw.zero_()
+            assert augmenter.widths["scale"] == pytest.approx(0.4)
 
     def test_a_list_of_it_goes_where_a_group_goes(self):
         augmenter = AffineAugmenter()
@@ -93,6 +150,11 @@ class TestLaw:
         "zero": (lambda: AffineAugmenter(0.0), "'translate x' between 1e-06 and 2 half widths.*got 0.0"),
         "wide": (lambda: AffineAugmenter({"rotate": 3.2}), "'rotate' between 1e-06 and 3.142 radians.*got 3.2"),
         "not a number": (lambda: AffineAugmenter(math.nan), "got nan"),
+        "a word": (lambda: AffineAugmenter("wide"), "widths as numbers; got 'wide'"),
+        "too few": (lambda: AffineAugmenter([0.3] * 5), "one for each of.*got shape \\(5,\\)"),
+        "no generators": (lambda: AffineAugmenter(generators=[]), "each once; got \\(\\)"),
+        "twice": (lambda: AffineAugmenter(generators=["scale", "scale"]), "each once; got"),
+        "no name": (lambda: AffineAugmenter(generators=3), "names of generators; got"),
     }
 
     @pytest.mark.parametrize("case", BAD)
@@ -120,6 +182,15 @@ class TestAverage:
     def test_each_input_keeps_its_place(self):
         x = torch.arange(10.0).reshape(5, 2)
         assert torch.allclose(AffineAugmenter(1e-6).average(lambda p: p, x, draws=3), x, atol=1e-4)
+
+    def test_it_is_the_mean_of_all_draws_of_an_input(self):
+        counted = AffineAugmenter().average(lambda moved: torch.arange(float(len(moved))), torch.zeros(5, 2), draws=3)
+        assert counted.tolist() == [5.0, 6.0, 7.0, 8.0, 9.0]  # draws of an input are 5 apart
+
+    def test_outputs_are_moved_back(self):
+        augmenter, x = AffineAugmenter(0.5), torch.arange(10.0).reshape(5, 2)
+        found = augmenter.average(lambda p: p, x, draws=3, outputs=pe.vector(augmenter))
+        assert torch.allclose(found, x, rtol=1e-9)
 
     def test_images_of_one_symmetric_spot_stay(self):
         """A spot in the centre, smooth on the scale of pixels, is turned into itself."""
@@ -163,6 +234,9 @@ class TestBonus:
             augmenter.loss(lambda x: x, self.X, self.Y[:1])
         with pytest.raises(pe.DataError, match="square images"):
             augmenter.loss(lambda x: x, torch.zeros(2, 1, 4, 6), self.Y)
+        for bonus in (math.nan, math.inf, -0.1, "all"):
+            with pytest.raises(pe.OptionError, match="bonus to be a number, not negative; got"):
+                augmenter.loss(lambda x: x, self.X, self.Y, bonus=bonus)
         with pytest.raises(pe.SymmetryError, match="draws to be a positive integer"):
             augmenter.average(lambda x: x, self.X, draws=0)
 
@@ -211,6 +285,15 @@ class TestInsideTheElbo:
         augmenter, model, guide, data = self.make(0.5, "predictive", learned=learned)
         pe.fit(model, guide, data, epochs=20, optimizer=functools.partial(torch.optim.Adam, lr=0.05), progress=False)
         assert augmenter.widths["rotate"] > 0.6 if learned else augmenter.widths["rotate"] == pytest.approx(0.5)
+
+    def test_a_saved_width_comes_back_with_its_guide(self, tmp_path):
+        augmenter, model, _, data = self.make(0.5, "predictive")
+        guide = pe.AutoMeanFieldNormal(model)
+        pe.fit(model, guide, data, epochs=2, progress=False)
+        pe.save(tmp_path / "guide.pt", guide, data)
+        other, model, _, _ = self.make(0.2, "predictive")
+        pe.load(tmp_path / "guide.pt", model)
+        assert other.widths == augmenter.widths != {"rotate": pytest.approx(0.5)}
 
 
 class TestStudy:

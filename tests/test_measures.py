@@ -181,8 +181,12 @@ class TestGenerators:
         assert torch.allclose(pe.Generators(5 * pe.Generators.so(2).basis).normalised().basis.abs().max(),
                               torch.tensor(1.0))  # fmt: skip
 
+    def test_print_of_entries_in_other_units(self):
+        turned = pe.Generators([[[1e-12, -0.0025], [1.0, 0.0]]])  # a rotation, x in units 20 times as large as y
+        assert str(turned).split() == ["A1", "0.00", "-0.003", "1.00", "0.00"]
+
     def test_print(self):
-        assert str(pe.Generators([[[-0.001, 1.0], [10.0, 0]]], ["odd"])) == "odd\n   0.00   1.00\n  10.00   0.00"
+        assert str(pe.Generators([[[-1e-9, 1.0], [10.0, 0]]], ["odd"])) == "odd\n   0.00   1.00\n  10.00   0.00"
 
     BAD = {
         "one matrix": (r"matrices \(C, m, m\); got shape \(2, 2\)", lambda: pe.Generators(torch.eye(2))),

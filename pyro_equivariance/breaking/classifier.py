@@ -13,20 +13,31 @@ from ..errors import OptionError
 WIDTH, RATE, DECAY, BATCH = 64, 5e-3, 1e-2, 64  # of the network and of Adam with decoupled weight decay
 STEPS, FEWEST, MOST = 600, 3, 100  # of the optimizer, in about so many epochs: at least and at most
 PATIENCE = 8  # the share of the epochs without improvement after which training ends, as 1 / PATIENCE
-CONSTANT = 1e-5  # of the largest deviation: below it a feature is constant
+CONSTANT = 1e-9  # of its own magnitude: a feature that deviates less is constant
+ROUNDING = 1e-12  # of the largest deviation: what interpolation may leave of zeros
 
 
 def called_moved(x: Tensor, moved: Tensor, test: Tensor, classifier) -> Tensor:
     """Train on one part and classify another, both standardised by the first."""
-    mean, std = x.mean(0), x.std(0)
-    x, test = ((z - mean) / torch.where(std > CONSTANT * std.max(), std, 1.0) for z in (x, test))
+    mean, scale = x.mean(0), _scales(x)
+    x, test = ((z - mean) / scale for z in (x, test))
     made = _default_network(x.shape[1]) if classifier is None else classifier()
     if isinstance(made, nn.Module):
         return _train(made.float(), x.float(), moved.float())(test.float())
     if not callable(getattr(made, "fit", None)) or not callable(getattr(made, "predict", None)):
         raise OptionError(f"Expected classifier() to make a network, or an object with fit and predict; got {made!r}.")
     made.fit(x.numpy(), moved.long().numpy())
-    return torch.as_tensor(made.predict(test.numpy())).flatten() > 0.5
+    called = torch.as_tensor(made.predict(test.numpy()))
+    if called.numel() != len(test):
+        raise OptionError(f"Expected predict(x) to give one of 0 and 1 for each of {len(test)} data; got "
+                          f"{tuple(called.shape)}.")  # fmt: skip
+    return called.flatten() > 0.5
+
+
+def _scales(x: Tensor) -> Tensor:
+    """The standard deviations of the features, 1 for constant ones; features may be in different units."""
+    std = x.std(0)
+    return torch.where(std > torch.clamp(CONSTANT * x.abs().amax(0), min=float(ROUNDING * std.max())), std, 1.0)
 
 
 def _default_network(inputs: int) -> nn.Module:
@@ -41,25 +52,41 @@ def _train(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
     epochs = _epochs(len(train))
     for _ in range(epochs):
         net.train()
-        for batch in train[torch.randperm(len(train))].split(BATCH):
+        for batch in _batches(train[torch.randperm(len(train))]):
             optimizer.zero_grad()
-            binary_cross_entropy_with_logits(net(x[batch]).flatten(), y[batch]).backward()
+            binary_cross_entropy_with_logits(_logits(net, x[batch]), y[batch]).backward()
             optimizer.step()
-        loss = float(binary_cross_entropy_with_logits(_logits(net, x[inner]), y[inner]))
+        loss = float(binary_cross_entropy_with_logits(_evaluated(net, x[inner]), y[inner]))
         since += 1
         if loss < best:
             best, since, state = loss, 0, copy.deepcopy(net.state_dict())
         if since > epochs / PATIENCE:
             break
     net.load_state_dict(state or net.state_dict())
-    return lambda test: _logits(net, test) > 0
+    return lambda test: _evaluated(net, test) > 0
 
 
 def _epochs(count: int) -> int:
     return max(FEWEST, min(MOST, STEPS * BATCH // max(count, 1)))
 
 
+def _batches(order: Tensor) -> list[Tensor]:
+    """None of a single datum, which has no variance to normalise by."""
+    batches = list(order.split(BATCH))
+    return [*batches[:-2], torch.cat(batches[-2:])] if len(batches[-1]) == 1 else batches
+
+
 @torch.no_grad()
-def _logits(net: nn.Module, x: Tensor) -> Tensor:
+def _evaluated(net: nn.Module, x: Tensor) -> Tensor:
     net.eval()
-    return net(x).flatten()
+    return _logits(net, x)
+
+
+def _logits(net: nn.Module, x: Tensor) -> Tensor:
+    logits = net(x)
+    if logits.numel() != len(x):
+        raise OptionError(
+            f"Expected a network with one logit for each datum, ({len(x)}, 1); got {tuple(logits.shape)}. End it with "
+            f"nn.Linear(..., 1)."
+        )
+    return logits.flatten()

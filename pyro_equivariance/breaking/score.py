@@ -1,22 +1,19 @@
 """The score: data and moved copies of other data, classified fold after fold."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ..data import ImageData
-from ..errors import DataError, OptionError, SymmetryError
-from ..representations import Representation, image, vector
+from ..errors import DataError, OptionError
 from ..symmetry import Symmetry
 from .base import SymmetryBreaking, SymmetryBreakingTable, wilson_interval
 from .classifier import called_moved
+from .containment import MAX_LISTED, containments
+from .reading import as_symmetry, check_options, is_matched, read
 
-LEAST = 8  # data in a fold
-MAX_LISTED = 64  # elements of a group whose rates are reported one by one, and that is compared with the others
-EQUAL = 1e-5
+MAX_CLASSES = 1000
 MARGIN = 2  # pixels, over which two interpolations may read beyond the edge
 
 
@@ -33,11 +30,11 @@ def symmetry_breaking_score(
 ) -> SymmetryBreaking | SymmetryBreakingTable:
     """How well a classifier tells the data from moved copies, ``x`` from ``ρ(g) x``, ``g ≠ e``: 0.5 if symmetric.
 
-    Half of the data, drawn by lot, are moved, each by a ``g`` of its own, uniform over the elements other than ``e``
-    (of a continuous group or a measure as it is drawn), and no datum is used in both forms. The data are split into
-    folds, and each fold but the first is classified after training on those before it. Under symmetry every held-out
-    datum is then as good as a fair coin, whatever the classifier: the interval needs no allowance for classifiers
-    that share data, as that of cross-validation does. The best accuracy is ``(1 + TV(p, p')) / 2``, ``p'`` the law of
+    A fair coin says of each datum whether it is moved, by a ``g`` of its own, uniform over the elements other than
+    ``e`` (of a continuous group or a measure as it is drawn), and no datum is used in both forms. The data are split
+    into folds, and each fold but the first is classified after training on those before it. Under symmetry every answer
+    on held-out data is then a fair coin, whatever the classifier and however many data, and symmetric data are called
+    broken with probability at most ``(1 - level) / 2``. The best accuracy is ``(1 + TV(p, p')) / 2``, ``p'`` the law of
     the moved data: 0.5 only if ``p`` is invariant under the whole group, 1 for data in one pose.
 
     A score of 0.5 may also be that of a weak classifier or of few data, see :attr:`SymmetryBreaking.detectable`. A
@@ -46,17 +43,19 @@ def symmetry_breaking_score(
     :param data: ``(N, *event)``; or a pair of these and labels or targets, ``(N,)`` or ``(N, ...)``; or
         :class:`~pyro_equivariance.data.ImageData`.
     :param group: a representation on the event; a symmetry with ``inputs``; a group or measure, which then moves images
-        ``(N, H, W)`` or ``(N, C, H, W)`` by :func:`pe.image` and vectors ``(N, n)`` by :func:`pe.vector`; or a list of
-        these, for a table.
+        ``(N, H, W)`` or ``(N, C, H, W)`` by :func:`pe.image`, bilinear if it has no list of elements, and vectors
+        ``(N, n)`` by :func:`pe.vector`; or a list of these, for a table.
     :param bool labels: whether the law of ``(x, y)`` is tested, not that of ``x`` alone: labels are shown to the
-        classifier, integers as one-hot. They stay as they are, or move by the ``outputs`` of a symmetry.
+        classifier, integers as one-hot, of at most 1,000 classes. They stay as they are, or move by the ``outputs`` of
+        a symmetry.
     :param classifier: makes a new classifier: a network from ``(n, d)``, the event flattened and standardised, to
         ``(n, 1)`` logits of having been moved; or an object with ``fit(x, y)`` and ``predict(x)`` on arrays. Left out,
         two hidden layers of 64 units, trained by Adam with early stopping.
     :param int folds: at least 2, of at least 8 data each.
     :param float level: of the interval; of a table's intervals together.
     :param there_and_back: compare ``ρ(h⁻¹) ρ(h) x`` with ``ρ(h) ρ(h) x`` within the disc of the image, so that both are
-        interpolated alike; left out, for continuous groups whose representation interpolates.
+        interpolated nearly alike, for images of at least 6 pixels a side; left out, for continuous groups whose
+        representation interpolates.
     :param int seed: of the lots, the elements and the training; the global generator is left as it was.
     :returns: a :class:`SymmetryBreaking`, or a :class:`SymmetryBreakingTable` for a list.
     :raises DataError: for too few data, values that are not finite, or labels that do not fit.
@@ -72,109 +71,23 @@ def symmetry_breaking_score(
     >>> table.largest.group.names  # (x, y) goes to (x, -y)
     ('e', 's·r180')
     """
-    _check_options(labels, folds, level)
-    x, y = _read(data, labels, folds)
+    check_options(labels, classifier, folds, level, seed)
+    x, y = read(data, labels, folds)
     groups = list(group) if isinstance(group, (list, tuple)) else [group]
     if not groups:
         raise OptionError("Expected a group, or a list of at least one; got an empty list.")
-    symmetries = [_as_symmetry(g, x) for g in groups]
+    symmetries = [as_symmetry(g, x) for g in groups]
     own_level = 1 - (1 - level) / len(groups)
-    settings = [(s, _is_matched(s.inputs, there_and_back)) for s in symmetries]
+    settings = [(s, is_matched(s.inputs, there_and_back)) for s in symmetries]
     scores = tuple(_score(x, y, *setting, classifier, folds, own_level, seed) for setting in settings)
     if not isinstance(group, (list, tuple)):
         return scores[0]
-    return SymmetryBreakingTable(scores, _containments([s.inputs for s in symmetries], x[:8]), level)
-
-
-def _check_options(labels, folds, level) -> None:
-    if not isinstance(labels, bool):
-        raise OptionError(f"Expected labels to be True or False; got {type(labels).__name__}. Pass data=(x, labels).")
-    if not isinstance(folds, int) or folds < 2:
-        raise OptionError(f"Expected folds to be an integer of at least 2; got {folds!r}.")
-    if not (isinstance(level, float) and 0 < level < 1):
-        raise OptionError(f"Expected level between 0 and 1; got {level!r}.")
-
-
-def _read(data, labels: bool, folds: int) -> tuple[Tensor, Tensor | None]:
-    """The data, and their labels if these are to be used."""
-    pair = (data.images, data.labels) if isinstance(data, ImageData) else data
-    x, y = (tuple(pair) + (None,))[:2] if isinstance(pair, (tuple, list)) else (pair, None)
-    if not isinstance(x, Tensor) or x.ndim < 1 or len(x) < LEAST * folds:
-        what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise DataError(f"Expected a tensor (N, *event) with N at least {LEAST * folds} for {folds} folds; got {what}.")
-    if not bool(torch.isfinite(x).all()):
-        raise DataError("Expected finite data; got NaN or inf. Consider dropping or filling those entries.")
-    if not labels:
-        return x.detach().cpu(), None
-    if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
-        raise DataError(f"Expected data=(x, labels) with a label for each of the {len(x)} data, for labels=True.")
-    return x.detach().cpu(), y.detach().cpu()
-
-
-def _as_symmetry(group, x: Tensor) -> Symmetry:
-    """How the group moves data of this shape."""
-    group = getattr(group, "symmetry", group)
-    if isinstance(group, Symmetry):
-        symmetry = group
-    else:
-        rep = group if isinstance(group, Representation) else _natural(group, x)
-        symmetry = Symmetry(rep.group, {}, inputs=rep)
-    if symmetry.inputs is None:
-        raise SymmetryError(f"Expected inputs= in {symmetry}: how the group moves one datum.")
-    symmetry.inputs.check_shape(x[0])
-    if not getattr(symmetry.group, "starts_with_identity", True):
-        raise SymmetryError(f"Expected a list of elements with e first; got {symmetry.group}. Use identity=True.")
-    if symmetry.group.is_indexed and len(symmetry.group) < 2:
-        raise SymmetryError(f"Expected a group with an element other than e, to move data by; got {symmetry.group}.")
-    return symmetry
-
-
-def _natural(group, x: Tensor) -> Representation:
-    if getattr(group, "element_dims", None) is None:
-        raise SymmetryError(f"Expected a group, a representation, a symmetry, or a list of them; got {group!r}.")
-    if x.ndim == 2:
-        return vector(group)
-    if x.ndim not in (3, 4):
-        raise SymmetryError(
-            f"Expected images (N, H, W) or (N, C, H, W), or vectors (N, n), for {group} to move by itself; got "
-            f"{tuple(x.shape)}. Give a representation on {tuple(x.shape[1:])}."
-        )
-    return image(group, x.shape[1:])
-
-
-def _is_matched(rep: Representation, asked: bool | None) -> bool:
-    """Whether data that stay are interpolated as well."""
-    possible = rep.is_approximate and not rep.group.is_indexed
-    if asked and not possible:
-        raise OptionError(
-            f"Expected there_and_back for a continuous group whose representation interpolates; got {rep} of "
-            f"{rep.group}. Leave it out, or use pe.image(pe.SpecialOrthogonal(2), shape, interpolation='bilinear')."
-        )
-    return possible if asked is None else asked
-
-
-def _containments(reps: list[Representation], x: Tensor) -> tuple[tuple[int, ...], ...]:
-    """For each group the places of those whose moves of some data are among its own; its own place at least."""
-    orbits = [_listed_orbit(rep, x) for rep in reps]
-    places = range(len(reps))
-    return tuple(tuple(j for j in places if i == j or _is_among(orbits[j], orbits[i])) for i in places)
-
-
-def _listed_orbit(rep: Representation, x: Tensor) -> Tensor | None:
-    few = rep.group.is_indexed and len(rep.group) <= MAX_LISTED
-    return rep.orbit(x.double()).flatten(1) if few else None
-
-
-def _is_among(inner: Tensor | None, outer: Tensor | None) -> bool:
-    if inner is None or outer is None:
-        return False
-    gaps = torch.cdist(inner, outer, p=math.inf).amin(1)
-    return bool((gaps <= EQUAL * outer.abs().max()).all())
+    return SymmetryBreakingTable(scores, *containments([s.inputs for s in symmetries], x[:8]), level)
 
 
 def _score(x, y, symmetry, matched, classifier, folds, level, seed) -> SymmetryBreaking:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would change those of other devices as well
+        torch.default_generator.manual_seed(int(seed))  # torch.manual_seed would change those of other devices as well
         fold, moved = _lots(len(x), folds)
         features, elements = _features(x, y, symmetry, moved, matched)
         calls = torch.zeros_like(moved)
@@ -186,12 +99,14 @@ def _score(x, y, symmetry, matched, classifier, folds, level, seed) -> SymmetryB
 
 
 def _lots(count: int, folds: int) -> tuple[Tensor, Tensor]:
-    """The fold of every datum, and whether it is moved: exactly half of each fold, up to one."""
-    order = torch.randperm(count)
-    place = torch.arange(count)
+    """The fold of every datum, and whether it is moved: a fair coin each, but half of the first fold, never held out.
+
+    Were half of every fold moved, answers would not be independent, and wrong more or less often than coins.
+    """
+    order, place = torch.randperm(count), torch.arange(count)
     fold, moved = torch.empty_like(place), torch.empty(count, dtype=torch.bool)
     fold[order] = place * folds // count
-    moved[order] = (place + torch.randint(2, (1,))) % 2 == 0
+    moved[order] = torch.where(place * folds < count, place % 2 == 0, torch.rand(count) < 0.5)
     return fold, moved
 
 
@@ -238,8 +153,17 @@ def _targets(y: Tensor, symmetry: Symmetry, moved: Tensor, g: Tensor) -> Tensor:
     if symmetry.outputs is not None:
         y = y.clone()
         y[moved] = symmetry.act_outputs(g, y[moved]).to(y)
-    columns = y if y.is_floating_point() else one_hot(y.long() - int(y.min()))
-    return columns.reshape(len(y), -1).double()
+    return (y if y.is_floating_point() else _one_hot(y)).reshape(len(y), -1).double()
+
+
+def _one_hot(y: Tensor) -> Tensor:
+    classes, places = torch.unique(y, return_inverse=True)
+    if len(classes) > MAX_CLASSES:
+        raise OptionError(
+            f"Expected at most {MAX_CLASSES:,} classes among integer labels; got {len(classes):,}. Give numbers as "
+            f"floats: data=(x, labels.double())."
+        )
+    return one_hot(places, len(classes))
 
 
 def _summary(symmetry: Symmetry, calls, moved, elements, level: float, matched: bool) -> SymmetryBreaking:
@@ -255,7 +179,8 @@ def _summary(symmetry: Symmetry, calls, moved, elements, level: float, matched: 
         count=count,
         by_element={name: float(calls[own].double().mean()) for name, own in named.items()},
         elements={name: int(own.sum()) for name, own in named.items()},
-        has_traces=symmetry.inputs.is_approximate and not matched,
+        has_traces=symmetry.inputs.is_approximate,
+        compared=float(_within_disc(torch.ones(symmetry.inputs.event_shape)).mean()) if matched else None,
     )
 
 

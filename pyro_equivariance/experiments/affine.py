@@ -210,4 +210,5 @@ def _summary(rows: list[dict], task: str, form: str) -> dict:
 
 
 def _spread(found: dict) -> str:
-    return f"{found['mean']:.3f} ± {found['sd']:.3f}"
+    spread = f" ± {found['sd']:.3f}" if math.isfinite(found["sd"]) else ""  # of one seed there is none
+    return f"{found['mean']:.3f}{spread}"

@@ -25,7 +25,8 @@ DEFINITIONS = {
     "low": "lower end of its Wilson interval; the three of one table hold together at --level (Bonferroni)",
     "high": "upper end",
     "count": "held-out images",
-    "broken": "yes if the interval lies above 0.5",
+    "broken": "yes if so many right answers are too many for fair coins: exact binomial test, one-sided, at half of "
+    "what the interval may miss",
     "expected": "yes if the pose's group does not contain the group: the law of the images is not invariant",
     "agrees": "whether the two are the same",
     "covers": "whether 0.5 is within the interval",

@@ -1,12 +1,13 @@
 """How far images may be moved, learned: the affine generators of the plane, each with a width of its own."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, SymmetryError
+from ..errors import DataError, OptionError, SymmetryError
 from ..generators import Generators
 from ..groups import Affine
 from ..groups.base import positive_int
@@ -26,16 +27,19 @@ UNITS = {
 LIMITS = {"rotate": math.pi}  # the uniform law of all rotations
 LIMIT = 2.0  # of the others: e² ≈ 7 times as large, or moved out of the frame
 START = 0.2
-SMALLEST = 1e-6  # start of a width: its softplus must have a gradient
+SMALLEST = 1e-6  # of all: the softplus of a width must have a gradient
+ROUNDING = 1e-5  # relative, of widths in single precision that were at an end of their range
+PLANE = Generators.affine_plane()
 
 
 class AffineAugmenter(LearnedMeasure):
     r"""Affine moves of the plane, ``g = exp(Σ_i w_i A_i)`` with ``w_i`` uniform on ``[−γ_i, γ_i]``, and learned widths.
 
     The six generators are those of :meth:`pe.Generators.affine_plane`; ``γ_i = softplus(u_i)``, not above π for the
-    rotation, which is then uniform on the circle, and 2 for the others. At its limit a width keeps its gradient, so
-    that it can come back. The likelihood alone has no reason to widen them: a network that is invariant fits the data
-    no better than one that is not. There are two forms that have one:
+    rotation, which is then uniform on the circle, and 2 for the others, nor below 1e-6. Whenever the widths are read,
+    a ``u_i`` that a step has taken out of this range is set back to its end: however long a width was pushed against
+    its limit, the first steps inwards leave it. The likelihood alone has no reason to widen them: a network that is
+    invariant fits the data no better than one that is not. There are two forms that have one:
 
     - *explicit bonus* [1]: ``E_g ℓ(f(g x), y) − λ ‖γ‖`` with a network, :meth:`loss`;
     - *inside the ELBO* [2, 3]: a Bayesian network under ``pe.handlers.augment(model, symmetry, orbit=K,
@@ -49,12 +53,15 @@ class AffineAugmenter(LearnedMeasure):
 
     It is a measure: augmentation, orbit mixtures, metrics and averages take it as they take a group.
 
-    :param widths: the ``γ_i`` at the start: one number, or one by name for some, the others being 0.2; above 0, at
-        most the limits.
+    Its state is the ``u_i`` and which generators they belong to.
+
+    :param widths: the ``γ_i`` at the start: one number, one for each generator in their order, or one by name for
+        some, the others being 0.2; from 1e-6 to the limits.
     :param generators: the names of some, or ``None`` for all: ``translate x``, ``translate y``, ``rotate``, ``scale``,
         ``stretch``, ``shear``.
     :param bool learned: whether the widths are parameters; otherwise they stay as they are.
-    :raises SymmetryError: for an unknown name, or a width out of range.
+    :raises SymmetryError: for an unknown name, widths that are not one for each generator, or one out of range.
+    :raises DataError: when a state is loaded that is of other generators, or of these in another order.
 
     [1] Benton, Finzi, Izmailov, Wilson (2020) "Learning invariances in neural networks", arXiv:2010.11882.
     [2] Van der Wilk, Bauer, John, Hensman (2018) "Learning invariances using the marginal likelihood",
@@ -72,23 +79,37 @@ class AffineAugmenter(LearnedMeasure):
 
     def __init__(
         self,
-        widths: float | Mapping[str, float] = START,
+        widths: float | Sequence[float] | Tensor | Mapping[str, float] = START,
         generators: Iterable[str] | None = None,
         learned: bool = True,
     ):
         super().__init__(Affine(2))
-        plane = Generators.affine_plane()
-        chosen = plane if generators is None else plane.only(generators)
+        chosen = PLANE if generators is None else _chosen(generators)
         self.names = chosen.names
+        start = torch.tensor(_starts(widths, self.names), dtype=torch.float64)
+        limits = torch.tensor([LIMITS.get(name, LIMIT) for name in self.names], dtype=torch.float64)
         dtype = torch.get_default_dtype()
-        self.register_buffer("matrices", chosen.basis.to(dtype))
-        self.register_buffer("limits", torch.tensor([LIMITS.get(n, LIMIT) for n in self.names], dtype=dtype))
-        start = torch.tensor([_start(n, widths, self.names) for n in self.names], dtype=dtype)
-        raw = start + torch.log(-torch.expm1(-start))  # softplus⁻¹
+        self.register_buffer("matrices", chosen.basis.to(dtype), persistent=False)
+        ends = torch.stack([torch.full_like(limits, SMALLEST), limits])
+        self.register_buffer("ends", _softplus_inverse(ends).to(dtype), persistent=False)
+        raw = _softplus_inverse(start).to(dtype)
         if learned:
             self.raw = nn.Parameter(raw)
         else:
             self.register_buffer("raw", raw)
+
+    def get_extra_state(self) -> Tensor:
+        """Which generators the widths belong to: their places among the six, ``(C,)``."""
+        return torch.tensor([PLANE.names.index(name) for name in self.names])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse the state of other generators."""
+        names = tuple(PLANE.names[i] for i in state.tolist())
+        if names != self.names:
+            raise DataError(
+                f"Expected the state of widths of {', '.join(self.names)}; got {', '.join(names)}. "
+                f"Load it into AffineAugmenter(generators={list(names)})."
+            )
 
     def basis(self) -> Tensor:
         """The matrices ``A``, shape ``(C, 3, 3)``; they are not learned."""
@@ -96,8 +117,8 @@ class AffineAugmenter(LearnedMeasure):
 
     def spread(self) -> Tensor:
         """The widths ``γ``, shape ``(C,)``, differentiable."""
-        free = nn.functional.softplus(self.raw)
-        return free - (free - self.limits).clamp_min(0).detach()
+        self.raw.data.clamp_(*self.ends)
+        return nn.functional.softplus(self.raw)
 
     def bonus(self) -> Tensor:
         """``‖γ‖``, the Euclidean norm of the widths, each in its unit."""
@@ -124,8 +145,9 @@ class AffineAugmenter(LearnedMeasure):
             integer ``y``, and the squared error for others.
         :param inputs: how one input moves; by default as its shape says, images by bilinear interpolation.
         :param int draws: ``K``, fresh moves for each input.
-        :param float bonus: ``λ``.
+        :param float bonus: ``λ``, not negative.
         :raises DataError: for inputs and observations of different number, or inputs whose move is not clear.
+        :raises OptionError: for another bonus.
 
         >>> import torch, pyro_equivariance as pe
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
@@ -136,18 +158,28 @@ class AffineAugmenter(LearnedMeasure):
         """
         if len(x) != len(y) or not len(x):
             raise DataError(f"Expected one observation for each input, at least one; got {len(x)} and {len(y)}.")
-        outputs = f(self._moved(x, inputs, draws).flatten(0, 1))
-        repeated = y.expand(draws, *y.shape).flatten(0, 1)
+        if not isinstance(bonus, Real) or not 0 <= bonus < math.inf:
+            raise OptionError(f"Expected bonus to be a number, not negative; got {bonus!r}.")
+        g = self._draws(x, draws)
+        outputs = f(self._moved(x, inputs, g).flatten(0, 1))
+        repeated = y.expand(len(g), *y.shape).flatten(0, 1)
         return (loss or default_loss(y))(outputs, repeated).mean() - bonus * self.bonus()
 
     def average(
-        self, f: Callable[[Tensor], Tensor], x: Tensor, draws: int = 32, inputs: Representation | None = None
+        self,
+        f: Callable[[Tensor], Tensor],
+        x: Tensor,
+        draws: int = 32,
+        inputs: Representation | None = None,
+        outputs: Representation | None = None,
     ) -> Tensor:
-        """``(1/K) Σ_k f(g_k x)``, fresh draws for each input: a smoothing, not a projection.
+        """``(1/K) Σ_k ρ_Y(g_k)⁻¹ f(ρ_X(g_k) x)``, fresh draws for each input: a smoothing, not a projection.
 
         :param f: from ``(B, *event)`` to ``(B, ...)``; for a classifier its probabilities, not its logits.
         :param Tensor x: inputs ``(B, *event)``.
         :param int draws: ``K``.
+        :param inputs: how one input moves; by default as its shape says, images by bilinear interpolation.
+        :param outputs: how one output moves; ``None`` for invariant ones.
         :returns: shape ``(B, ...)``.
 
         >>> import torch, pyro_equivariance as pe
@@ -155,11 +187,16 @@ class AffineAugmenter(LearnedMeasure):
         >>> turns.average(lambda x: x.square().sum(1), torch.tensor([[3.0, 4.0]])).round().tolist()
         [25.0]
         """
-        return f(self._moved(x, inputs, draws).flatten(0, 1)).unflatten(0, (draws, len(x))).mean(0)
+        g = self._draws(x, draws)
+        values = f(self._moved(x, inputs, g).flatten(0, 1)).unflatten(0, g.shape[:2])
+        return (values if outputs is None else outputs.act(self.inverse(g), values)).mean(0)
 
-    def _moved(self, x: Tensor, inputs: Representation | None, draws: int) -> Tensor:
-        """Copies of the inputs, each moved by an element of its own: ``(K, B, *event)``."""
-        g = self.sample((positive_int(draws, "draws"), len(x)))
+    def _draws(self, x: Tensor, draws: int) -> Tensor:
+        """An element for each copy of each input, ``(K, B, 3, 3)``."""
+        return self.sample((positive_int(draws, "draws"), len(x)))
+
+    def _moved(self, x: Tensor, inputs: Representation | None, g: Tensor) -> Tensor:
+        """The moved copies of the inputs, ``(K, B, *event)``."""
         return Symmetry(self, {}, inputs or inputs_of(self, x)).act_inputs(g, x)
 
     def __str__(self) -> str:
@@ -173,16 +210,41 @@ class AffineAugmenter(LearnedMeasure):
         return "\n".join(f"{name} ± {width:.4g} ({UNITS[name]})" for name, width in self.widths.items())
 
 
-def _start(name: str, widths: float | Mapping[str, float], names: tuple[str, ...]) -> float:
-    """The width that a generator starts with, checked."""
+def _chosen(names: Iterable[str]) -> Generators:
+    """The generators of the given names, each once."""
+    names = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
+    if not names or len(set(names)) < len(names):
+        raise SymmetryError(f"Expected generators= as names among {', '.join(PLANE.names)}, each once; got {names!r}.")
+    return PLANE.only(names)
+
+
+def _starts(widths, names: tuple[str, ...]) -> list[float]:
+    """The width that each generator starts with, checked."""
     if isinstance(widths, Mapping):
         if unknown := [n for n in widths if n not in names]:
             raise SymmetryError(f"Expected widths of {', '.join(names)}; got one of {unknown[0]!r}.")
-        widths = widths.get(name, START)
-    limit = LIMITS.get(name, LIMIT)
-    if not SMALLEST <= widths <= limit:
+        widths = [widths.get(name, START) for name in names]
+    try:
+        values = torch.as_tensor(widths, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise SymmetryError(f"Expected widths as numbers; got {widths!r}.") from None
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != len(names)):
         raise SymmetryError(
-            f"Expected the width of {name!r} between {SMALLEST:g} and {limit:.4g} {UNITS[name]}; got {widths}. "
+            f"Expected one width, or one for each of {', '.join(names)}; got shape {tuple(values.shape)}."
+        )
+    return [_checked(*pair) for pair in zip(names, values.expand(len(names)).tolist(), strict=True)]
+
+
+def _checked(name: str, width: float) -> float:
+    """A width inside its range, up to rounding in single precision."""
+    limit = LIMITS.get(name, LIMIT)
+    if not SMALLEST * (1 - ROUNDING) <= width <= limit * (1 + ROUNDING):
+        raise SymmetryError(
+            f"Expected the width of {name!r} between {SMALLEST:g} and {limit:.4g} {UNITS[name]}; got {width}. "
             f"To leave a generator out, name the others: generators=."
         )
-    return float(widths)
+    return min(max(width, SMALLEST), limit)
+
+
+def _softplus_inverse(widths: Tensor) -> Tensor:
+    return widths + torch.log(-torch.expm1(-widths))
