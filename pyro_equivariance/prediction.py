@@ -57,9 +57,10 @@ def posterior_mean(
 ) -> Callable[[Tensor], Tensor]:
     """``F(x) = (1/T) Σ_t f(x; θ_t)`` with ``θ_1, …, θ_T`` of the guide, the same at every call: a smooth function of x.
 
-    The draws are those of the seed, made anew at each call; the state of torch's generator stays as it is. Gradients go
-    to x and to no parameter. For :func:`~pyro_equivariance.discover_generators` and other questions about derivatives;
-    predictions and their spread are :func:`~pyro_equivariance.predict`'s.
+    The draws are those of the seed, made anew at each call by the CPU's generator, whose state stays as it is.
+    Gradients go to x and not to the guide; what the model has besides its latents, such as a ``pyro.param``, keeps its
+    own. For :func:`~pyro_equivariance.discover_generators` and other questions about derivatives; predictions and
+    their spread are :func:`~pyro_equivariance.predict`'s.
 
     :param model: a Pyro model ``model(x)`` with one observation site.
     :param guide: its guide, initialised.
@@ -69,7 +70,8 @@ def posterior_mean(
         ``"output"``: what the model returns, for a :class:`~pyro_equivariance.BayesianNetwork` the network's output, of
         classes the logits.
     :returns: a function from ``(N, ...)`` to ``(N, *event)``.
-    :raises OptionError: for fewer than one draw, or another ``returns``.
+    :raises OptionError: for fewer than one draw, a seed that is no whole number, another ``returns``, or ``"output"``
+        of a model that returns none.
 
     >>> import torch, pyro_equivariance as pe
     >>> model = pe.BayesianNetwork(torch.nn.Linear(4, 1), likelihood="normal")
@@ -81,12 +83,14 @@ def posterior_mean(
     (True, torch.Size([5, 4]))
     """
     check_option("returns", returns, RETURNS)
-    if draws < 1:
-        raise OptionError(f"Expected at least one draw; got draws={draws}.")
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise OptionError(f"Expected draws as a whole number, at least 1; got {draws!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise OptionError(f"Expected seed as a whole number; got {seed!r}.")
 
     def mean(x: Tensor) -> Tensor:
         with evaluating(model), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would change those of other devices as well
             with torch.no_grad():
                 thetas = list(posterior_draws(guide, draws, x))
             return sum(_of_draw(model, theta, x, returns) for theta in thetas) / draws
@@ -97,7 +101,12 @@ def posterior_mean(
 def _of_draw(model: Callable, theta, x: Tensor, returns: str) -> Tensor:
     if returns == "mean":
         return outputs(model, theta, x)
-    return poutine.replay(model, theta)(x)
+    output = poutine.replay(model, theta)(x)
+    if not isinstance(output, Tensor):
+        raise OptionError(
+            f'Expected a model that returns a tensor, for returns="output"; got {type(output).__name__}. Pass "mean".'
+        )
+    return output
 
 
 @torch.no_grad()

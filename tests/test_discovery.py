@@ -2,8 +2,11 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 
 import pyro_equivariance as pe
 from pyro_equivariance.discovery import discover_generators, equations
@@ -176,13 +179,19 @@ def test_directions_that_the_inputs_lack_are_left_out(affine):
     assert discover_generators(radial, constant, affine=True).rank == 2
 
 
-def test_the_cut_is_at_the_largest_ratio_below_the_tolerance():
-    values = torch.tensor([0.001, 0.002, 0.1, 0.5])
-    assert cut(values, 0.2, 1e-9) == 2
-    assert cut(values, 0.0015, 1e-9) == 0 and cut(values, 0.0025, 1e-9) == 2
-    assert cut(torch.tensor([0.1, 0.25]), 0.2, 1e-9) == 0  # a ratio below 3
-    assert cut(torch.tensor([0.01, 0.02]), 0.2, 1e-9) == 2  # against 1, a random matrix
-    assert cut(torch.tensor([1e-19, 1e-16, 1.0]), 0.2, 1e-14) == 2  # ratios of rounding errors do not count
+def test_the_cut_is_at_the_last_gap_below_the_tolerance_by_every_row():
+    def alone(values, tolerance, floor=1e-9):
+        return cut(torch.tensor(values)[None], tolerance, floor)
+
+    values = [0.001, 0.002, 0.1, 0.5]
+    assert alone(values, 0.2) == 3  # how exact the first two are does not matter
+    assert alone(values, 0.0015) == 0 and alone(values, 0.0025) == 2
+    assert alone([0.1, 0.25], 0.2) == 0  # a ratio below 3
+    assert alone([0.01, 0.02], 0.2) == 2  # against 1, a random matrix
+    assert alone([1e-19, 1e-16, 1.0], 0.2, 1e-14) == 2  # ratios of rounding errors do not count
+    assert cut(torch.tensor([values, [0.001, 0.002, 0.3, 0.9]]), 0.2, 1e-9) == 2
+    assert cut(torch.tensor([values, [0.01, 0.19, 0.3, 0.5]]), 0.2, 1e-9) == 0
+    values = torch.tensor(values)
     assert torch.allclose(gaps(values, 1e-9), torch.tensor([math.nan, 2, 50, 5, 2]), equal_nan=True)
 
 
@@ -190,8 +199,9 @@ def test_another_cut_of_the_same_values():
     found = discover_generators(radial, points(3))
     assert found.at(2).dimension == 2 and len(found.at(2).generators) == 2 and found.at(2).gap == 1
     assert found.at(9).angle_se == 0 and found.at(0).generators is None
-    with pytest.raises(OptionError, match=r"dimension in 0\.\.9; got 10"):
-        found.at(10)
+    for wrong in (10, -1, 1.5, "2", True):
+        with pytest.raises(OptionError, match=rf"dimension in 0\.\.9; got {wrong!r}"):
+            found.at(wrong)
 
 
 def test_the_reduced_basis_spans_the_same_and_has_unit_pivots():
@@ -204,11 +214,121 @@ def test_the_reduced_basis_spans_the_same_and_has_unit_pivots():
     assert int(((mixed.abs() > 1e-9).sum(0) == 1).sum()) >= 5
 
 
+def order(count):
+    """That of the inputs: every tenth of it is a part."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
 def test_ten_copies_of_the_same_inputs_have_no_error():
-    x = points(2, 30).repeat_interleave(10, 0)
+    copies, x = points(2, 30).repeat_interleave(10, 0), torch.empty(300, 2)
+    x[order(300)] = copies
     found = discover_generators(crooked, x)
     assert torch.allclose(found.replicates, found.singular_values.expand_as(found.replicates))
     assert found.at(1).gap_se < 1e-9 and found.at(1).angle_se < 1e-5
+    assert discover_generators(crooked, copies).at(1).gap_se > 1e-2  # parts do not follow the order of the inputs
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": True}, {"outputs": "linear"}])
+def test_replicates_are_what_the_other_inputs_give(options):
+    def f(x):
+        return torch.stack([radial(x), crooked(x)], -1)
+
+    x = points(2, 80) @ torch.tensor([[2.0, 0.3], [0.1, 0.5]]) + 1
+    found, generator = discover_generators(f, x, **options), torch.get_rng_state()
+    for b in (0, 3, 9):
+        kept = torch.ones(80).bool()
+        kept[order(80)[b::10]] = False
+        other = discover_generators(f, x[kept], **options)
+        assert torch.allclose(found.replicates[b], other.singular_values)
+        spans = [Generators(d[:2], affine=found.affine) for d in (found.replicate_directions[b], other.directions)]
+        assert spans[0].angle(spans[1]) < 1e-5
+    assert torch.equal(found.replicates, discover_generators(f, x, **options).replicates)
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+def test_standard_errors_are_the_jackknife_of_what_is_said():
+    def f(x):
+        z = x / torch.tensor([1.0, 10.0])
+        return radial(z / 2) + 0.02 * crooked(z)
+
+    found = discover_generators(f, points(2, 200) * torch.tensor([1.0, 10.0]))
+    angles = [Generators(d[:1]).angle(found.generators) for d in found.replicate_directions]
+    assert found.dimension == 1
+    assert math.isclose(found.angle_se, math.sqrt(0.9 * sum(a**2 for a in angles)), rel_tol=1e-6)
+    ratios = found.replicates[:, 1] / found.replicates[:, 0]
+    assert math.isclose(found.gap_se, math.sqrt(0.9 * 9 * ratios.var()))
+
+
+@pytest.mark.parametrize("count", [20, 200, 2000])
+def test_a_symmetry_that_one_input_makes_is_withdrawn(count):
+    x = torch.cat([points(2, count - 1), torch.tensor([[50.0, 35.0]])])
+    found = discover_generators(crooked, x)
+    assert found.dimension == 0 and found.withdrawn > 0
+    assert f"a cut at k = {found.withdrawn} is withdrawn: its gap rests on few inputs" in str(found)
+    assert "withdrawn" not in str(discover_generators(crooked, x[:-1] if count > 20 else points(2)))
+    turned = discover_generators(radial, x)
+    assert turned.dimension == 1 and turned.gap > EXACT and turned.generators.angle(Generators.so(2)) < 1e-6
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1])
+def test_an_exact_symmetry_hides_no_approximate_one(share):
+    def f(x):
+        return radial(x[:, :2]) + share * crooked(x[:, :2])
+
+    found = discover_generators(f, points(3, 500))
+    assert found.dimension == 4 and found.gap < 200  # three ways to move the input that f ignores, and the turn
+    turn = found.generators.angles(Generators(Generators.so(3).basis[:1]))
+    assert float(turn) < 100 * share
+
+
+def test_modules_are_asked_in_evaluation_mode_and_stay_as_they_were():
+    torch.manual_seed(0)
+    layers = [
+        torch.nn.Linear(2, 8),
+        torch.nn.BatchNorm1d(8),
+        torch.nn.Tanh(),
+        torch.nn.Dropout(),
+        torch.nn.Linear(8, 1),
+    ]
+    net, x = torch.nn.Sequential(*layers), points(2)
+    net.eval()
+    right, before = discover_generators(net, x), {k: v.clone() for k, v in net.state_dict().items()}
+    net.train()
+    net[3].eval()
+    found = discover_generators(net, x)
+    assert torch.equal(found.singular_values, right.singular_values)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [m.training for m in net] == [True, True, True, False, True] and net.training
+    with pytest.raises(DataError):
+        discover_generators(net, x[:, :1] * math.nan)
+    assert net.training
+
+
+def test_how_far_inputs_must_extend_in_a_direction():
+    flat = points(2)
+    for leaves, rank, narrow in ((1e-7, 2, False), (3e-5, 3, True), (1e-3, 3, False)):
+        x = torch.cat([flat, flat[:, :1] + leaves * points(1, seed=2)], 1)
+        found = discover_generators(radial, x)
+        assert found.rank == rank and ("may be noise" in str(found)) == narrow
+    small = discover_generators(crooked, points(2) * torch.tensor([1.0, 1e-12]))
+    assert small.rank == 2 and small.extent > 0.5  # a coordinate that is small by itself
+
+
+def test_rounding_is_that_of_the_coarser_type():
+    found = discover_generators(lambda x: radial(x.float()), points(2))
+    assert found.floor == discover_generators(radial, points(2).float()).floor > 1e-6
+    assert found.dimension == 1
+
+
+def test_words_of_what_is_found():
+    exact, near = (discover_generators(lambda x, s=s: radial(x) + s * crooked(x), points(2, 200)) for s in (0, 0.02))
+    assert repr(exact) == f"DiscoveredGenerators(1 of 4, gap > {exact.gap:.0e} (rounding))"
+    assert repr(near) == f"DiscoveredGenerators(1 of 4, gap {near.gap:.3g} ± {near.gap_se:.2g})"
+    assert repr(near.at(0)) == "DiscoveredGenerators(0 of 4)"
+    assert str(exact).splitlines()[0].startswith("1 of 4 matrices, gap > ")
+    pair = discover_generators(squared, points(2), outputs="linear")
+    usual = pair.singular_values.square().mean().sqrt()
+    assert usual < 0.95 and f"a matrix at random has {usual:.2g}" in str(pair)
 
 
 def test_standard_errors_are_those_of_fresh_inputs():
@@ -241,9 +361,16 @@ def test_chunks_and_precision_make_no_difference(monkeypatch):
 
 
 WRONG = {
-    "tensor": (lambda: discover_generators(radial, [1.0]), DataError, "floats .N, n.* got list"),
+    "tensor": (lambda: discover_generators(radial, [1.0]), DataError, r"inputs, \(N, n\).* got list"),
     "shape": (lambda: discover_generators(radial, torch.zeros(30)), DataError, "at least 20 inputs"),
     "integers": (lambda: discover_generators(radial, torch.ones(30, 2).long()), DataError, "int64"),
+    "half": (lambda: discover_generators(radial, points(2).half()), DataError, "float32 or float64; got torch.float16"),
+    "no columns": (lambda: discover_generators(radial, torch.zeros(30, 0)), DataError, r"\(30, 0\)"),
+    "no points": (lambda: discover_generators(radial, torch.zeros(30, 0, 2)), DataError, r"\(30, 0, 2\)"),
+    "words": (lambda: discover_generators(radial, points(2), tolerance="0.1"), OptionError, "got '0.1'"),
+    "classes": (lambda: discover_generators(lambda x: x.argmax(-1), points(2)), DataError, "floats.* got torch.int64"),
+    "square": (lambda: discover_generators(squared, points(2), lambda a: a @ a), OptionError, "linear in A"),
+    "constant": (lambda: discover_generators(squared, points(2), lambda a: a + 1), OptionError, "linear in A"),
     "few": (lambda: discover_generators(radial, points(2, 19)), DataError, r"\(19, 2\)"),
     "equations": (lambda: discover_generators(radial, points(5, 40)), DataError, "at least 50 equations.* got 40"),
     "nan": (lambda: discover_generators(radial, points(2) * math.nan), DataError, "finite inputs"),
@@ -258,7 +385,8 @@ WRONG = {
     "gradient": (lambda: discover_generators(lambda x: x.detach(), points(2)), DataError, "differentiable"),
     "same": (lambda: discover_generators(radial, points(2), "same"), DataError, r"outputs \(\.\.\., 2\)"),
     "callable": (lambda: discover_generators(radial, points(2), lambda a: a), DataError, r"\(1, 1\).*got \(2, 2\)"),
-    "many": (lambda: discover_generators(lambda x: x.repeat(1, 33), points(2), "linear"), OptionError, "at most 64"),
+    "many": (lambda: discover_generators(lambda x: torch.cat([x, x**2, x[:, :1] ** 3], -1), points(2), "linear"),
+             OptionError, "at most 4 independent outputs.* got 5"),
 }  # fmt: skip
 
 
@@ -302,7 +430,39 @@ def test_the_posterior_mean_is_differentiable_in_its_inputs_alone(classifier):
     assert torch.allclose(logits[0].softmax(-1), logits[1])
 
 
-@pytest.mark.parametrize("options", [{"draws": 0}, {"returns": "logits"}])
+def test_the_posterior_mean_is_taken_without_dropout():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 20), torch.nn.Dropout(), torch.nn.Linear(20, 1))
+    model = pe.BayesianNetwork(net, likelihood="normal")
+    guide = pe.AutoMeanFieldNormal(model)
+    guide.initialize(points(2)[:1], torch.zeros(1, 1))
+    model.train()
+    found = posterior_mean(model, guide, draws=2)(points(2))
+    assert all(m.training for m in model.modules())
+    model.eval()
+    assert torch.equal(found, posterior_mean(model, guide, draws=2)(points(2)))
+
+
+def test_a_model_that_returns_nothing_has_no_output():
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w + pyro.param("shift", torch.tensor(0.5)), 1.0), obs=y)
+
+    guide = AutoNormal(model)
+    guide(points(2), torch.zeros(60))
+    mean = posterior_mean(model, guide, draws=2)(points(2))
+    (slope,) = torch.autograd.grad(mean.sum(), pyro.get_param_store()._params["shift"])
+    assert slope == 60 and not any(p.grad is not None for p in guide.parameters())
+    with pytest.raises(OptionError, match="returns a tensor.* got NoneType"):
+        posterior_mean(model, guide, draws=2, returns="output")(points(2))
+
+
+WRONG_MEANS = [
+    {"draws": 0}, {"draws": 2.5}, {"draws": "3"}, {"draws": True}, {"seed": None}, {"seed": 1.5}, {"returns": "logits"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", WRONG_MEANS)
 def test_options_of_the_posterior_mean(classifier, options):
     with pytest.raises(OptionError):
         posterior_mean(*classifier, **options)

@@ -1,8 +1,11 @@
 """The relaxed expansion: its two parts, what the ELBO makes of their scale, the constrained schedule, its study."""
 
+import copy
 import functools
 import math
+import pickle
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -29,9 +32,9 @@ def small(classes=3, prior="fan_in", likelihood="categorical", size=None):
     return pe.BayesianNetwork(net, prior, likelihood, size), symmetry
 
 
-def make(arrangement="free", start=0.3, **options):
+def make(start=0.3, **options):
     model, symmetry = small(**options)
-    return relax(model, symmetry, arrangement, start), symmetry
+    return relax(model, symmetry, start), symmetry
 
 
 def images(count=6):
@@ -55,10 +58,9 @@ def latents(model, x):
     return values, trace.nodes["_RETURN"]["value"]
 
 
-@pytest.mark.parametrize("arrangement", ["free", "gcnn", "row_rolled", "diagonal"])
-def test_a_site_is_the_expansion_plus_what_its_mean_over_the_group_leaves(arrangement):
-    model, symmetry = make(arrangement, start=0.7)
-    large = pe.handlers.expanded_symmetry(model.big, symmetry, arrangement)
+def test_a_site_is_the_expansion_plus_what_its_mean_over_the_group_leaves():
+    model, symmetry = make(start=0.7)
+    large = pe.handlers.expanded_symmetry(model.big, symmetry, "free")
     values, _ = latents(model, images()[0])
     for name, expansion in model.expansions.items():
         free = values[f"{name}_free"]
@@ -66,6 +68,16 @@ def test_a_site_is_the_expansion_plus_what_its_mean_over_the_group_leaves(arrang
         mean = torch.stack([large[name].act(g, free) for g in range(4)]).mean(0)
         expected = expansion.expand(values[f"{name}_base"]) + 0.7 * (free - mean)
         assert (values[name] - expected).abs().max() < EXACT
+
+
+def test_the_two_parts_together_reach_every_weight():
+    model, _ = make()
+    for name, expansion in model.expansions.items():
+        base, large = expansion.base_shape, model.large[name].event_shape
+        expanded = torch.stack([expansion.expand(e.reshape(base)).flatten() for e in torch.eye(base.numel())])
+        kept = torch.stack([model.large[name].mean(e.reshape(large)).flatten() for e in torch.eye(large.numel())])
+        assert torch.linalg.matrix_rank(expanded) == torch.linalg.matrix_rank(kept) == round(float(kept.trace()))
+        assert (expanded @ kept - expanded).abs().max() < EXACT
 
 
 def test_the_parts_are_orthogonal_and_the_free_prior_is_the_wide_networks():
@@ -118,6 +130,66 @@ def test_weight_and_bias_share_a_scale_and_two_models_do_not():
     ones = torch.ones(model.big.net.get_parameter("3.bias").shape).cumsum(0)
     kept = ones - model.large["3.bias"].mean(ones)
     assert torch.allclose(model.asymmetric("3.bias", ones), 0.9 * kept)
+
+
+def test_scales_are_the_modules_own_whatever_becomes_of_the_store():
+    model, symmetry = make()
+    data = images()
+    guide = guided(model, data)
+    for layer, value in {"1": 0.0, "3": 0.9, "5": 2.0}.items():
+        model.set(layer, value)
+    expected = pytest.approx({"1": 0.0, "3": 0.9, "5": 2.0})
+    pyro.clear_param_store()
+    model(*data)
+    with pyro.get_param_store().scope():
+        model(*data)
+    assert model.scales() == expected
+    other = relax(model.small, symmetry)
+    other.load_state_dict(model.state_dict())
+    assert other.scales() == expected
+    pyro.get_param_store()[model.param_name] = torch.zeros(3)  # as one that was read from a file
+    result = pe.fit(model, guide, data, 2, progress=False)
+    assert model.scales()["1"] == 0 and model.scales()["3"] != pytest.approx(0.9) and len(result.history["loss"]) == 2
+
+
+def test_frozen_scales_are_not_trained():
+    model, _ = make()
+    model.requires_grad_(False)
+    pe.fit(model, guided(model, images()), images(), 2, progress=False)
+    assert model.scales() == pytest.approx(dict.fromkeys(model.layers, 0.3))
+    assert model.param_name not in pyro.get_param_store()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+                         ids=["deepcopy", "pickle"])  # fmt: skip
+@pytest.mark.parametrize("trained_before", [False, True])
+def test_a_copy_learns_by_itself(copied, trained_before):
+    model, _ = make()
+    data = images()
+    model.set("3", 0.0)
+    if trained_before:
+        pe.fit(model, guided(model, data), data, 2, progress=False)
+    found = model.scales()
+    other = copied(model)
+    assert other.scales() == found and other.param_name != model.param_name
+    pe.fit(other, guided(other, data), data, 2, progress=False)
+    assert model.scales() == found and other.scales()["3"] == 0
+    assert other.scales()["1"] != found["1"] and other.scales()["5"] != found["5"]
+    ones = torch.ones(model.large["5.weight"].event_shape).cumsum(1)
+    free = ones - other.large["5.weight"].mean(ones)
+    trace = pyro.poutine.trace(pyro.poutine.condition(other, {"5.weight_free": ones})).get_trace(data[0])
+    base = other.expansions["5.weight"].expand(trace.nodes["5.weight_base"]["value"])
+    assert torch.allclose(trace.nodes["5.weight"]["value"] - base, other.scales()["5"] * free)
+
+
+@pytest.mark.parametrize("number", [0.5, np.float32(0.5), torch.tensor(0.5), np.float64(0.5)])
+def test_numbers_of_any_kind(number):
+    model, _ = make(start=number)
+    assert model.scales() == pytest.approx(dict.fromkeys(model.layers, 0.5))
+    model.set("1", 4 * number)
+    assert model.scales()["1"] == pytest.approx(2.0)
+    schedule = ConstrainRelaxation(number)
+    assert schedule == ConstrainRelaxation(0.5) and type(schedule.ascend(0.0, 1.0)) is float
 
 
 def test_guides_start_at_a_network_without_an_asymmetric_part():
@@ -293,6 +365,17 @@ def test_a_dear_slack_leaves_no_asymmetry():
     assert best_scale(x, y, 1e4) == 0  # the price is above what the data pay at s = 0
 
 
+def test_the_loss_less_the_constraint_is_that_of_the_model_alone(paired_noise):
+    data = line(1.5)
+    alone = trained(linear(), data, 4, rate=0.0)
+    held = trained(linear(), data, 4, [ConstrainRelaxation(10.0)], rate=0.0)
+    history = {name: torch.tensor(held.history[name]) for name in ("loss", "constraint", "multiplier.1")}
+    assert torch.allclose(history["loss"] - history["constraint"], torch.tensor(alone.history["loss"]), atol=1e-12)
+    multiplier = history["multiplier.1"]
+    assert torch.allclose(history["constraint"], multiplier * (0.3 - multiplier / 10) / len(data[0]))
+    assert (multiplier[1:] > 0).all()
+
+
 def test_a_step_of_the_multiplier():
     schedule = ConstrainRelaxation(rho=10.0, rate=2.0)
     assert schedule.ascend(5.0, 0.5) == 5.0
@@ -374,6 +457,25 @@ def test_learned_scales_of_the_prior_and_noise_are_kept_besides():
     assert model.learned() == pytest.approx(found)
 
 
+def test_shares_under_the_guides_that_fit_takes():
+    model, _ = make()
+    data = images()
+    guide = guided(pe.handlers.augment(model, model.symmetry), data)
+    invariant = pe.SymmetrizedGuide(guided(model, data), model.symmetry)
+    for found in (guide, invariant, pickle.loads(pickle.dumps(guide)), lambda: guide()):
+        assert list(model.shares(found, draws=2)) == list(model.layers)
+
+
+def unready():
+    model, _ = make()
+    model.shares(pe.AutoMeanFieldNormal(model))
+
+
+def foreign():
+    model, symmetry = make()
+    model.shares(guided(relax(model.small, symmetry), images()))
+
+
 def heavy():
     model, symmetry = small(prior=pyro.distributions.Cauchy(0.0, 1.0))
     return relax(model, symmetry)
@@ -382,19 +484,27 @@ def heavy():
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
-        (lambda: make("row_constant"), OptionError, "row_constant"),
         (lambda: make(start=0.0), OptionError, "start"),
-        (lambda: make(start="little"), OptionError, "start"),
+        (lambda: make(start="gcnn"), OptionError, "start"),
+        (lambda: make(start=True), OptionError, "start"),
+        (lambda: make(start=torch.ones(1)), OptionError, "start"),
         (lambda: relax(*make()), OptionError, "BayesianNetwork"),
         (lambda: relax(small()[0], pe.network_symmetry(small()[0].net, C4, (1, 4, 4), hidden=pe.trivial(C4, (1,)))),
          SymmetryError, "."),
         (heavy, OptionError, "finite variance"),
         (lambda: make()[0].set("9", 1.0), OptionError, "layer"),
         (lambda: make()[0].set("1", -1.0), OptionError, "at least 0"),
+        (lambda: make()[0].set("1", "a"), OptionError, "at least 0; got 'a'"),
+        (lambda: make()[0].scale("9"), OptionError, "layer"),
         (lambda: make()[0].shares(None, 0), OptionError, "draw"),
+        (unready, SymmetryError, "initialize"),
+        (foreign, SymmetryError, "guide of this model"),
         (lambda: guided(make()[0], images()[:1]), SymmetryError, "observation"),
         (lambda: ConstrainRelaxation(0.0), OptionError, "rho"),
         (lambda: ConstrainRelaxation(1.0, -1.0), OptionError, "rate"),
+        (lambda: ConstrainRelaxation("a"), OptionError, "rho.*'a'"),
+        (lambda: ConstrainRelaxation(True), OptionError, "rho"),
+        (lambda: ConstrainRelaxation(1.0, "a"), OptionError, "rate.*'a'"),
         (lambda: pe.fit(small()[0], pe.AutoMeanFieldNormal(small()[0]), images(), 1,
                         callbacks=[ConstrainRelaxation(1.0)], progress=False), OptionError, "relax"),
     ],
@@ -428,6 +538,20 @@ def test_separation_of_seeds():
     rows.append({"set": "pose", "network": "tied", "scale_1": -1.0})
     found = study.separation(rows, "scale_1", "pose")
     assert found["auc"] == 0.75 and found["gap"] == pytest.approx(2 / 3)
+
+
+def test_the_columns_of_a_row_are_in_the_order_of_the_layers():
+    config = study.RelaxedConfig(start=0.5, units=2, draws=2)
+    data = torch.randn(6, 1, 4, 4), torch.arange(6) % 3
+    model = study.model_of(config, "relaxed", data, 3, seed=0)
+    assert model.scales() == pytest.approx(dict.fromkeys(model.layers, 0.5))
+    for layer, value in zip(model.layers, (0.7, 0.9, 0.0), strict=True):
+        model.set(layer, value)
+    found = study.scales_and_shares(config, model, guided(model, data, init_scale=0.1))
+    expected = {"scale_1": 0.7, "scale_2": 0.9, "scale_3": 0.0, "largest": 0.9, "share_3": 0.0}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["share_1"] > 0 < found["share_2"]
+    assert all(map(math.isnan, study.scales_and_shares(config, model.big, None).values()))
 
 
 def test_a_smoke_run_of_the_study_and_its_picture():

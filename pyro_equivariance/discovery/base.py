@@ -1,6 +1,7 @@
 """What a search for generators returns: the singular values, where they are cut, and a basis that can be read."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,17 +11,19 @@ from ..errors import OptionError
 from ..generators import Generators
 
 SMALLEST_GAP = 3.0
+NARROW = 1e-4  # of the widest direction of the inputs: less is said in the table
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DiscoveredGenerators:
     """What :func:`discover_generators` returns; ``K`` matrices were compared, of size ``m``: n, or n + 1 if ``affine``.
 
     ``dimension`` is k, the number of generators; ``singular_values`` ``(K,)`` ascend; ``directions`` ``(K, m, m)`` are
     their matrices and ``responses`` ``(K, p, p)`` the ``A_Y`` of each, where it was sought. ``rank`` is the number of
-    directions in which the inputs extend, of n. ``replicates`` ``(B, K)`` are the singular values without each of ``B``
-    parts of the inputs, ``overlaps`` ``(B, K, K)`` the cosines between the directions found so and all of them, in the
-    coordinates in which the inputs have second moment 1. ``floor`` is below which singular values are rounding.
+    directions in which the inputs extend, of n, and ``extent`` the narrowest's share of the widest, each coordinate in
+    units of its root mean square. ``replicates`` ``(B, K)`` and ``replicate_directions`` ``(B, K, m, m)`` are what is
+    found without each of ``B`` parts of the inputs. ``withdrawn`` is a larger dimension that all inputs show and
+    one of these does not, 0 if there is none. ``floor`` is below which singular values are rounding.
     """
 
     dimension: int
@@ -28,14 +31,16 @@ class DiscoveredGenerators:
     directions: Tensor
     responses: Tensor | None
     rank: int
+    extent: float
     affine: bool
     replicates: Tensor
-    overlaps: Tensor
+    replicate_directions: Tensor
+    withdrawn: int
     floor: float
 
     @property
     def gap(self) -> float:
-        """``σ_{k+1} / σ_k``, with ``σ_{K+1} = 1``; NaN for k = 0."""
+        """``σ_{k+1} / σ_k``, with ``σ_{K+1} = 1``; NaN for k = 0. Values below ``floor`` count as that."""
         return float(self._gaps(self.singular_values)[self.dimension])
 
     @property
@@ -46,11 +51,12 @@ class DiscoveredGenerators:
 
     @property
     def angle_se(self) -> float:
-        """The same of the span, in degrees: the jackknife's error of the largest principal angle."""
-        k, parts = self.dimension, len(self.overlaps)
+        """The same of the span, in degrees: the jackknife's error of :meth:`pyro_equivariance.Generators.angle`."""
+        k, parts = self.dimension, len(self.replicates)
         if k in (0, len(self.singular_values)):
             return 0.0
-        sines = torch.linalg.matrix_norm(self.overlaps[:, :k, k:], ord=2).clamp_max(1)
+        span, others = _orthonormal(self.directions[:k]), _orthonormal(self.replicate_directions[:, :k])
+        sines = torch.linalg.matrix_norm(others - span @ (span.mT @ others), ord=2).clamp_max(1)
         return float(sines.asin().rad2deg().norm() * math.sqrt(1 - 1 / parts))
 
     @property
@@ -72,24 +78,45 @@ class DiscoveredGenerators:
     def at(self, dimension: int) -> "DiscoveredGenerators":
         """The same singular values, cut elsewhere.
 
-        :raises OptionError: for a dimension that is not between 0 and their number.
+        :raises OptionError: for a dimension that is not a whole number between 0 and their number.
         """
-        if not 0 <= dimension <= len(self.singular_values):
-            raise OptionError(f"Expected a dimension in 0..{len(self.singular_values)}; got {dimension}.")
+        whole = isinstance(dimension, int) and not isinstance(dimension, bool)
+        if not whole or not 0 <= dimension <= len(self.singular_values):
+            raise OptionError(f"Expected a dimension in 0..{len(self.singular_values)}; got {dimension!r}.")
         return replace(self, dimension=dimension)
 
     def _gaps(self, values: Tensor) -> Tensor:
         """The ratios for every cut k = 0..K, ``(..., K + 1)``."""
         return gaps(values, self.floor)
 
+    def __repr__(self) -> str:
+        gap = f", {self._said_gap()}" if self.dimension else ""
+        return f"DiscoveredGenerators({self.dimension} of {len(self.singular_values)}{gap})"
+
+    def _said_gap(self) -> str:
+        """The gap and its error; of one that only rounding ends, what it is above."""
+        if float(self.singular_values[self.dimension - 1]) < self.floor:
+            return f"gap > {self.gap:.0e} (rounding)"
+        return f"gap {self.gap:.3g} ± {self.gap_se:.2g}"
+
+    def _remarks(self) -> Iterator[str]:
+        n = self.directions.shape[-1] - self.affine
+        if self.withdrawn:
+            yield f"a cut at k = {self.withdrawn} is withdrawn: its gap rests on few inputs"
+        if self.rank < n:
+            yield f"the inputs extend in {self.rank} of {n} directions; of the others nothing is said"
+        if self.extent < NARROW:
+            yield f"in one direction the inputs extend {self.extent:.0e} of the widest: what is said of it may be noise"
+        usual = float(self.singular_values.square().mean().sqrt())
+        if abs(usual - 1) > 0.01:
+            yield f"a matrix at random has {usual:.2g}"
+
     def __str__(self) -> str:
-        total, n = len(self.singular_values), self.directions.shape[-1] - self.affine
+        total = len(self.singular_values)
         lines = [f"no symmetry among {total} matrices"]
         if self.dimension:
-            spread = f"gap {self.gap:.3g} ± {self.gap_se:.2g}, span ± {self.angle_se:.2g}°"
-            lines = [f"{self.dimension} generators among {total} matrices, {spread}"]
-        if self.rank < n:
-            lines.append(f"the inputs extend in {self.rank} of {n} directions; of the others nothing is said")
+            lines = [f"{self.dimension} of {total} matrices, {self._said_gap()}, span ± {self.angle_se:.2g}°"]
+        lines.extend(self._remarks())
         lines.append(f"{'k':>3} {'value':>9} {'ratio':>9}")
         ratios = self._gaps(self.singular_values).tolist()[1:]
         for k, (value, ratio) in enumerate(zip(self.singular_values.tolist(), ratios, strict=True), 1):
@@ -109,14 +136,19 @@ def gaps(values: Tensor, floor: float) -> Tensor:
 
 
 def cut(values: Tensor, tolerance: float, floor: float) -> int:
-    """The number of singular values, ascending, that belong to a symmetry.
+    """The number of singular values ``(B, K)``, ascending, that belong to a symmetry by every row.
 
-    >>> cut(torch.tensor([0.01, 0.5]), 0.1, 1e-9), cut(torch.tensor([0.2, 0.5]), 0.1, 1e-9)
+    >>> cut(torch.tensor([[0.01, 0.5]]), 0.1, 1e-9), cut(torch.tensor([[0.01, 0.5], [0.2, 0.5]]), 0.1, 1e-9)
     (1, 0)
     """
-    ratios = gaps(values, floor)[1:].where(values <= tolerance, 0.0)
-    best = int(ratios.argmax())
-    return best + 1 if float(ratios[best]) >= SMALLEST_GAP else 0
+    ends = (values <= tolerance) & (gaps(values, floor)[:, 1:] >= SMALLEST_GAP)
+    return max(ends.all(0).nonzero().flatten().tolist(), default=-1) + 1
+
+
+def _orthonormal(matrices: Tensor) -> Tensor:
+    """An orthonormal basis of the span of matrices ``(..., k, m, m)``, in columns: ``(..., m m, k)``."""
+    flat = matrices.flatten(-2).mT
+    return torch.linalg.qr(flat / flat.norm(dim=-2, keepdim=True))[0]
 
 
 def reducing(matrices: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from .equations import coordinates_of, factor, solve, values_of, whitening
 
 OUTPUTS = ("invariant", "same", "linear")
 PARTS = 10  # of the data, for the jackknife
-LARGEST_OUTPUT = 64
+WIDEST = 2  # outputs, of the numbers of an input, whose A_Y is sought
+DTYPES = (torch.float32, torch.float64)
+LINEAR = 1e-4  # of the largest entry: rounding of a callable in single precision is less
 FLOOR = 100  # units of rounding; singular values below count as equal
 
 
@@ -31,16 +34,21 @@ def discover_generators(
 
     *Units.* Inputs are written ``x = L z`` with ``z zᵀ`` of mean 1; ``Ã = L⁻¹ A L`` moves z, and ``‖Ã‖_F = 1``. A
     singular value is the root mean square of ``(∂f/∂x) A x − A_Y f(x)``, divided by that of ``(∂f/∂x) A x`` over all
-    ``Ã``. So 1 is what a matrix at random has, and nothing changes when x is measured in other units, or mixed by an
-    invertible matrix, or f is multiplied by a number. Several outputs count by their sizes.
+    ``Ã``. Nothing changes when x is measured in other units, or mixed by an invertible matrix, or f is multiplied by a
+    number. Several outputs count by their sizes. For ``"invariant"`` 1 is what a matrix at random has. For ``"linear"``
+    it has less, since the outputs explain a part of any motion, and many smooth ones nearly all of it: so they are
+    limited to twice the numbers of an input.
 
-    *Dimension.* Of the k with ``σ_k ≤ tolerance`` the one with the largest ratio ``σ_{k+1} / σ_k``, if that is at least
-    3; otherwise 0. ``σ_{K+1}`` counts as 1, so that all K can be the answer, as for a constant f.
+    *Dimension.* The largest k with ``σ_k ≤ tolerance`` and ``σ_{k+1} / σ_k ≥ 3``, with all inputs and without any
+    tenth of them; 0 if there is none. ``σ_{K+1}`` counts as 1, so that all K can be the answer, as for a constant f.
+    Whether a dimension counts does not depend on how exact the others are. The tenths are drawn with a seed of their
+    own, so that the answer is the same at every call.
 
-    :param f: maps ``(N, *event)`` to ``(N, *out)``, differentiably and each input by itself: a module in evaluation
-        mode, a function, a :func:`posterior mean <pyro_equivariance.posterior_mean>`. Of a classifier the logits or log
-        probabilities: probabilities are flat where they are near 0 and 1.
-    :param Tensor x: vectors ``(N, n)``, or clouds ``(N, P, n)`` of points that ``A`` moves alike.
+    :param f: maps ``(N, *event)`` to ``(N, *out)``, differentiably and each input by itself: a module, taken
+        in evaluation mode, a function, a :func:`posterior mean <pyro_equivariance.posterior_mean>`. Of a classifier the
+        logits or log probabilities: probabilities are flat where they are near 0 and 1.
+    :param Tensor x: vectors ``(N, n)``, or clouds ``(N, P, n)`` of points that ``A`` moves alike, in single or double
+        precision.
     :param outputs: ``"invariant"``: ``A_Y = 0``; ``"same"``: outputs ``(..., n)`` are vectors, moved as points are, but
         not shifted; ``"linear"``: ``A_Y`` is any matrix ``(p, p)`` of the flattened output, found with each ``A`` by
         least squares, so that ``A = 0`` is no solution; or a callable, linear, from ``A`` to ``A_Y``.
@@ -48,7 +56,8 @@ def discover_generators(
     :param float tolerance: the largest singular value of a symmetry.
     :raises DataError: for inputs of another shape, too few of them, or values or derivatives that are missing or not
         finite.
-    :raises OptionError: for another ``outputs`` or ``tolerance``.
+    :raises OptionError: for another ``outputs`` or ``tolerance``, a callable that is not linear, or too many outputs
+        for ``"linear"``.
 
     >>> import torch, pyro_equivariance as pe
     >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -59,54 +68,83 @@ def discover_generators(
     [[[0.0, -1.0], [1.0, 0.0]]]
     """
     _check(x, outputs, tolerance)
-    x = x.detach()
+    with _evaluating(f):
+        return _discovered(f, x.detach(), outputs, affine, tolerance)
+
+
+def _discovered(f, x: Tensor, outputs, affine: bool, tolerance: float) -> DiscoveredGenerators:
     coordinates = coordinates_of(x, affine)
-    values, shape = values_of(f, x)
+    values, shape, eps = values_of(f, x)
     response = _response(outputs, coordinates.matrices, shape, affine)
-    features = _features(values) if outputs == "linear" else None
-    parts = [factor(f, x[b::PARTS], coordinates, response, features) for b in range(PARTS)]
-    columns = parts[0].triangle.shape[1]
-    if values.numel() < 2 * columns:
+    features = _features(values, x[0].numel()) if outputs == "linear" else None
+    unknown = len(coordinates.matrices) + (0 if features is None else features.numel())
+    if values.numel() < 2 * unknown:
         raise DataError(
-            f"Expected at least {2 * columns} equations, one for each output of each input; got {values.numel()}. Pass "
+            f"Expected at least {2 * unknown} equations, one for each output of each input; got {values.numel()}. Pass "
             f"more inputs."
         )
-    floor = FLOOR * torch.finfo(x.dtype).eps
-    hidden = columns - len(coordinates.matrices)
-    full = solve(parts, hidden, floor)
-    others = [solve(parts[:b] + parts[b + 1 :], hidden, floor) for b in range(PARTS)]
+    floor = FLOOR * max(torch.finfo(x.dtype).eps, eps)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
+    parts = [factor(f, x[order[b::PARTS]], coordinates, response, features) for b in range(PARTS)]
+    full = solve(parts, affine, floor)
+    others = [solve(parts[:b] + parts[b + 1 :], affine, floor) for b in range(PARTS)]
+    replicates = torch.stack([o.values for o in others])
+    shown = cut(full.values[None], tolerance, floor)
+    dimension = cut(torch.cat([full.values[None], replicates]), tolerance, floor)
+    moves = torch.stack([full.vectors, *(o.vectors for o in others)])
+    directions = torch.einsum("bck,kij->bcij", moves, coordinates.matrices)
     return DiscoveredGenerators(
-        dimension=cut(full.values, tolerance, floor),
+        dimension=dimension,
         singular_values=full.values,
-        directions=torch.einsum("ck,kij->cij", full.vectors, coordinates.matrices),
+        directions=directions[0],
         responses=None if features is None else full.responses(features),
         rank=coordinates.root.shape[1],
+        extent=coordinates.extent,
         affine=affine,
-        replicates=torch.stack([o.values for o in others]),
-        overlaps=torch.stack([o.vectors @ full.vectors.mT for o in others]),
+        replicates=replicates,
+        replicate_directions=directions[1:],
+        withdrawn=shown if shown > dimension else 0,
         floor=floor,
     )
+
+
+@contextmanager
+def _evaluating(f):
+    """The modules of f in evaluation mode; their modes come back afterwards."""
+    training = [m for m in f.modules() if m.training] if isinstance(f, torch.nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _check(x, outputs, tolerance: float) -> None:
     if not callable(outputs):
         check_option("outputs", outputs, OUTPUTS)
-    if not 0 < tolerance < 1:
-        raise OptionError(f"Expected tolerance between 0 and 1, what a random matrix has; got {tolerance}.")
-    if not isinstance(x, Tensor) or x.ndim not in (2, 3) or not x.is_floating_point() or len(x) < 2 * PARTS:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+        raise OptionError(f"Expected tolerance as a number between 0 and 1; got {tolerance!r}.")
+    fits = isinstance(x, Tensor) and x.ndim in (2, 3) and x.dtype in DTYPES and x.numel() > 0
+    if not fits or len(x) < 2 * PARTS:
         got = f"{x.dtype}, {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise DataError(f"Expected at least {2 * PARTS} inputs, floats (N, n) or clouds (N, P, n); got {got}.")
+        raise DataError(
+            f"Expected at least {2 * PARTS} inputs, (N, n) or clouds (N, P, n), in float32 or float64; got {got}."
+        )
     if not x.isfinite().all():
         raise DataError("Expected finite inputs; got NaN or inf.")
 
 
-def _features(values: Tensor) -> Tensor:
-    if values.shape[1] > LARGEST_OUTPUT:
+def _features(values: Tensor, size: int) -> Tensor:
+    """The :func:`~.equations.whitening` of outputs that are few enough, for inputs of ``size`` numbers."""
+    features = whitening(values)
+    if features.shape[1] > WIDEST * size:
         raise OptionError(
-            f'Expected at most {LARGEST_OUTPUT} outputs for outputs="linear"; got {values.shape[1]}. Give A_Y as a '
-            f"callable."
+            f'Expected at most {WIDEST * size} independent outputs for outputs="linear", twice the numbers of an '
+            f"input; got {features.shape[1]}, of which nearly any motion is a linear map. Give A_Y as a callable."
         )
-    return whitening(values)
+    return features
 
 
 def _response(outputs, matrices: Tensor, shape: torch.Size, affine: bool) -> Tensor | None:
@@ -121,4 +159,9 @@ def _response(outputs, matrices: Tensor, shape: torch.Size, affine: bool) -> Ten
     found = torch.stack([torch.as_tensor(outputs(a)).to(matrices) for a in matrices])
     if found.shape[1:] != (size, size):
         raise DataError(f"Expected outputs(A) as a matrix {(size, size)}; got {tuple(found.shape[1:])}.")
+    mixes = torch.randn(2, len(matrices), generator=torch.Generator().manual_seed(0), dtype=matrices.dtype)
+    sums, right = (torch.einsum("ck,kij->cij", mixes, m) for m in (matrices, found))
+    away = (torch.stack([torch.as_tensor(outputs(a)).to(matrices) for a in sums]) - right).abs().max()
+    if not away <= LINEAR * found.abs().max():
+        raise OptionError(f"Expected outputs to be linear in A; got a map that is off by {float(away):.2g} on a sum.")
     return found

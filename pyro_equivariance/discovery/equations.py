@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import DataError
 
 CHUNK = 512  # inputs whose derivatives are held at a time
-NULL = 1e-6  # of the widest: a direction in which the inputs, or outputs, extend less is none of theirs
+NULL = 1e-6  # of the widest, all columns of one size: directions that extend less are none of inputs or outputs
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Coordinates:
     root: Tensor
     inverse: Tensor
     matrices: Tensor
+    extent: float
     affine: bool
 
     def standard(self, x: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def coordinates_of(x: Tensor, affine: bool) -> Coordinates:
     points = _exact(x).flatten(0, -2)
     first = points[0]
     mean = first + (points - first).mean(0) if affine else torch.zeros_like(first)  # exact where all are equal
-    root, sizes = _root(points - mean), _sizes(points - mean)
+    (root, extent), sizes = _root(points - mean), _sizes(points - mean)
     if not root.shape[1]:
         raise DataError(
             "Expected inputs that differ, and are not all 0; got equal ones, which do not tell how f changes."
@@ -41,7 +42,7 @@ def coordinates_of(x: Tensor, affine: bool) -> Coordinates:
     inverse = torch.linalg.pinv(root / sizes[:, None]) / sizes
     there, back = (_homogeneous(root, mean), _homogeneous(inverse, -inverse @ mean)) if affine else (root, inverse)
     matrices = torch.einsum("ik,lj->klij", there[:, : root.shape[1]], back).flatten(0, 1)
-    return Coordinates(mean, root, inverse, matrices, affine)
+    return Coordinates(mean, root, inverse, matrices, extent, affine)
 
 
 def _exact(values: Tensor) -> Tensor:
@@ -59,26 +60,32 @@ def _sizes(rows: Tensor) -> Tensor:
     return sizes.where(sizes > 0, 1.0)
 
 
-def _root(rows: Tensor) -> Tensor:
-    """``L`` ``(n, r)`` with ``L Lᵀ`` the second moment of rows ``(N, n)``, of which there are r directions."""
+def _root(rows: Tensor) -> tuple[Tensor, float]:
+    """``L`` ``(n, r)`` with ``L Lᵀ`` the second moment of rows ``(N, n)``, of which there are r directions.
+
+    And the extent of the narrowest of those, of the widest's, columns of one size.
+    """
     sizes = _sizes(rows)
     scaled = rows / sizes
     values, vectors = torch.linalg.eigh(scaled.mT @ scaled / len(rows))
     kept = values > NULL**2 * values[-1].clamp_min(torch.finfo(rows.dtype).tiny)
-    return sizes[:, None] * vectors[:, kept] * values[kept].sqrt()
+    extent = float((values[kept][0] / values[-1]).sqrt()) if kept.any() else 0.0
+    return sizes[:, None] * vectors[:, kept] * values[kept].sqrt(), extent
 
 
 @torch.no_grad()
-def values_of(f: Callable, x: Tensor) -> tuple[Tensor, torch.Size]:
-    """The outputs flattened, ``(N, p)`` in float64, and the shape of one."""
+def values_of(f: Callable, x: Tensor) -> tuple[Tensor, torch.Size, float]:
+    """The outputs flattened, ``(N, p)`` in float64, the shape of one, and the unit of rounding of their type."""
     values = torch.cat([_checked(f(part), part) for part in x.split(CHUNK)])
-    return _exact(values).reshape(len(values), -1), values.shape[1:]
+    return _exact(values).reshape(len(values), -1), values.shape[1:], torch.finfo(values.dtype).eps
 
 
 def _checked(y: Tensor, x: Tensor) -> Tensor:
     if not isinstance(y, Tensor) or y.ndim == 0 or len(y) != len(x):
         got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise DataError(f"Expected f to give one output for each of {len(x)} inputs, (N, *out); got {got}.")
+    if not y.is_floating_point():
+        raise DataError(f"Expected f to give floats, differentiable; got {y.dtype}.")
     if not y.isfinite().all():
         raise DataError("Expected f to be finite; got NaN or inf.")
     return y
@@ -86,16 +93,26 @@ def _checked(y: Tensor, x: Tensor) -> Tensor:
 
 def whitening(values: Tensor) -> Tensor:
     """``W`` ``(p, q)`` such that ``u = Wᵀ f`` has second moment 1, for outputs ``(N, p)`` in q directions."""
-    return torch.linalg.pinv(_root(values)).mT if bool(values.any()) else values[0].new_zeros(values.shape[1], 0)
+    return torch.linalg.pinv(_root(values)[0]).mT if bool(values.any()) else values[0].new_zeros(values.shape[1], 0)
 
 
 @dataclass(frozen=True)
 class Factor:
-    """The triangle of some inputs' equations, and sums of squares over them: of ``(∂f/∂x) A x`` for all A, of f."""
+    """Some inputs' equations, rotated until they are few.
+
+    The unknown ``A_Y`` of each output meets the same ``u``, so that one triangle ``(q, q)`` of u serves all outputs;
+    ``known`` ``(q, p, K)`` are the sides beside it, and ``rest`` ``(K, K)`` are the equations that u has no part in.
+    ``moved`` ``(K, K)`` are sums of products of ``(∂f/∂x) A x``, ``power`` of the squares of f, and ``moments`` of
+    ``z zᵀ``, or of ``(z, 1) (z, 1)ᵀ``, over ``count`` points.
+    """
 
     triangle: Tensor
-    moved: float
+    known: Tensor
+    rest: Tensor
+    moved: Tensor
     power: float
+    moments: Tensor
+    count: int
 
 
 def factor(
@@ -104,23 +121,32 @@ def factor(
     """QR of all equations, chunk by chunk.
 
     :param Tensor response: ``A_Y`` of each of the matrices, ``(K, p, p)``, where it is known.
-    :param Tensor features: ``W`` of :func:`whitening`, where it is sought: the first ``p q`` columns are its own.
+    :param Tensor features: ``W`` of :func:`whitening`, where it is sought.
     """
-    triangle, moved, power = None, 0.0, 0.0
+    parts = []
     for part in x.split(CHUNK):
         values, slopes = _derivatives(f, part)
         z = coordinates.standard(part.reshape(len(part), -1, part.shape[-1]))
         rows = torch.einsum("sopk,spl->sokl", slopes @ coordinates.root, z).flatten(2)
-        moved += float(rows.square().sum())
-        power += float(values.square().sum())
+        moved, power = torch.einsum("sok,sol->kl", rows, rows), float(values.square().sum())
+        moments, count = torch.einsum("spi,spj->ij", z, z), len(z) * z.shape[1]
         if response is not None:
             rows = rows - torch.einsum("kop,sp->sok", response, values)
-        if features is not None:
-            own = torch.einsum("op,sq->sopq", torch.eye(values.shape[1]).to(values), values @ features)
-            rows = torch.cat([own.flatten(2), rows], -1)
-        rows = rows.flatten(0, 1)
-        triangle = torch.linalg.qr(rows if triangle is None else torch.cat([triangle, rows]), mode="r")[1]
-    return Factor(triangle, moved, power)
+        u = values[:, :0] if features is None else values @ features
+        new = Factor(u, rows, rows.new_zeros(0, rows.shape[-1]), moved, power, moments, count)
+        parts = [joined([*parts, new])]
+    return parts[0]
+
+
+def joined(parts: list[Factor]) -> Factor:
+    """The equations of all parts as one factor."""
+    u, sides, rest = (torch.cat([getattr(p, name) for p in parts]) for name in ("triangle", "known", "rest"))
+    basis, triangle = torch.linalg.qr(u)
+    known = torch.einsum("sr,sok->rok", basis, sides)
+    left = (sides - torch.einsum("sr,rok->sok", basis, known)).flatten(0, 1)
+    rest = torch.linalg.qr(torch.cat([rest, left]), mode="r")[1]
+    sums = (sum(getattr(p, name) for p in parts) for name in ("moved", "power", "moments", "count"))
+    return Factor(triangle, known, rest, *sums)
 
 
 @torch.enable_grad()
@@ -141,7 +167,7 @@ def _derivatives(f: Callable, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Solution:
-    """Singular values, ascending, and their vectors ``(K, K)`` in the rows; ``known`` is what ``A_Y`` takes of each."""
+    """Singular values, ascending; the coefficients of their matrices, in rows ``(K, K)``; their share of ``A_Y``."""
 
     values: Tensor
     vectors: Tensor
@@ -149,15 +175,28 @@ class Solution:
 
     def responses(self, features: Tensor) -> Tensor:
         """``A_Y`` ``(K, p, p)`` of each vector."""
-        size, kept = features.shape
-        return (self.vectors @ self.known.mT).reshape(len(self.vectors), size, kept) @ features.mT
+        return torch.einsum("ck,rok->cor", self.vectors, self.known) @ features.mT
 
 
-def solve(parts: list[Factor], hidden: int, floor: float) -> Solution:
-    """The equations of some parts; the first ``hidden`` columns, those of ``A_Y``, are projected out."""
-    triangle = torch.linalg.qr(torch.cat([p.triangle for p in parts]), mode="r")[1]
-    _, values, vectors = torch.linalg.svd(triangle[hidden:, hidden:])
-    moved, power = sum(p.moved for p in parts), sum(p.power for p in parts)
+def _own(moments: Tensor, affine: bool) -> Tensor:
+    """From the matrices in which points of these moments are white to those of the :class:`Coordinates`: ``(K, K)``."""
+    r = len(moments) - affine
+    mean = moments[:r, r:]
+    values, vectors = torch.linalg.eigh(moments[:r, :r] - mean @ mean.mT)
+    values = values.clamp_min(NULL**2 * values[-1].clamp_min(torch.finfo(values.dtype).tiny))
+    there, back = (vectors * values.sqrt() ** sign @ vectors.mT for sign in (1, -1))
+    if affine:
+        there, back = _homogeneous(there, mean[:, 0]), _homogeneous(back, -back @ mean[:, 0])
+    return torch.einsum("ik,lj->ijkl", there[:r, :r], back).reshape(r * len(back), -1)
+
+
+def solve(parts: list[Factor], affine: bool, floor: float) -> Solution:
+    """The equations of some parts, ``A_Y`` projected out, in the coordinates in which their own points are white."""
+    whole = joined(parts)
+    own = _own(whole.moments / whole.count, affine)
+    _, values, vectors = torch.linalg.svd(whole.rest @ own)
+    vectors = vectors @ own.mT
+    moved, power = float(((whole.moved @ own) * own).sum()), whole.power
     size = math.sqrt((moved if moved > floor**2 * power else power or 1.0) / len(vectors))  # power: of a constant f
-    known = torch.linalg.lstsq(triangle[:hidden, :hidden], triangle[:hidden, hidden:]).solution
+    known = torch.linalg.lstsq(whole.triangle, whole.known.flatten(1)).solution.reshape(whole.known.shape)
     return Solution(values.flip(0) / size, vectors.flip(0), known)

@@ -33,7 +33,7 @@ DEFINITIONS = {
     "angle": "largest principal angle between the first k = true directions and the function's algebra, degrees",
     "angle_se": "the jackknife's error of the span, degrees",
     "outputs": "|A_Y - 2 J| / |2 J|, of the found generator, J the rotation, for the task field; otherwise empty",
-    "smallest": "sigma_1; 1 is what a random matrix has",
+    "smallest": "sigma_1; 1 is what a random matrix has, and less for the task field",
 }
 SUMMARIZED = ("error", "dimension", "gap", "angle", "smallest")
 RADIUS = 2.0

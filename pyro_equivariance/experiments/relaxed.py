@@ -1,4 +1,4 @@
-"""The study ``relaxed``: how much symmetry the data want, read off the scales of a relaxed expansion.
+"""The study ``relaxed``: what the scales of a relaxed expansion say of data that keep a symmetry, or break it.
 
 Three sets of the same images, of digits, that differ in what a turn does: nothing, as every image is turned at random;
 all images are upright; or all are turned but a turned 6 is a 9.
@@ -61,6 +61,7 @@ class RelaxedConfig(StudyConfig):
     units: int = option(8, "of each of the two hidden layers, before they are expanded by C4")
     epochs: int = option(400, "steps, each on all training images")
     learning_rate: float = option(0.02, "of Adam; from half of the epochs on it falls to 0 along a line")
+    start: float = option(0.3, "of every scale")
     draws: int = option(50, "posterior draws of an evaluation")
     rhos: tuple[int, ...] = option((10, 100, 1000), "prices of the slack of the constrained form, upright, first seed")
 
@@ -145,7 +146,8 @@ def model_of(config: RelaxedConfig, network: str, train, classes: int, seed: int
     net = network_of(shape, classes, config.units)
     symmetry = network_symmetry(net, CyclicGroup(4), shape, hidden="trivial")
     small = BayesianNetwork(net, "fan_in", size=len(train[0]))
-    return {"tied": expand, "relaxed": relax, "free": widen}[network](small, symmetry)
+    relaxed = functools.partial(relax, start=config.start)
+    return {"tied": expand, "relaxed": relaxed, "free": widen}[network](small, symmetry)
 
 
 def trained(config: RelaxedConfig, model, train, seed: int, callbacks=()) -> FitResult:

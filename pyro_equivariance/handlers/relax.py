@@ -1,7 +1,11 @@
 """A network's model whose weights are an equivariant part plus an asymmetric one, and the ELBO says how large it is."""
 
+import functools
+import inspect
 import itertools
+import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 
 import pyro
 import pyro.distributions as dist
@@ -10,9 +14,10 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide.initialization import init_to_feasible
 from pyro.infer.reparam.reparam import Reparam
-from torch import Tensor
+from pyro.poutine.messenger import unwrap
+from torch import Tensor, nn
 
-from ..errors import OptionError, check_option
+from ..errors import OptionError, SymmetryError, check_option
 from ..networks.bayesian import BayesianNetwork, NetworkModel, not_a_parameter
 from ..representations import trivial
 from ..symmetry import Symmetry
@@ -20,7 +25,8 @@ from .base import BASE
 from .expand import ExpansionReparam, expanded_symmetry, site_expansions, widen
 
 FREE = "_free"
-ARRANGEMENTS = ("free", "gcnn", "row_rolled", "diagonal")
+ARRANGEMENT = "free"  # the one whose expansions are all that P leaves; less would be out of reach of both parts
+POSITIVE = torch.distributions.transform_to(constraints.softplus_positive)
 _NUMBERS = itertools.count(1)
 
 
@@ -50,20 +56,36 @@ class RelaxedNetwork(NetworkModel):
     ``big`` is the wide network's model without a tie; ``symmetry`` moves the free sites as the wide network's weights
     and leaves the bases, so the model is compatible with it and its prior invariant; ``multipliers`` has ``(λ, u)`` of
     each layer that ``ConstrainRelaxation`` holds, and is empty otherwise.
+
+    The scales are a parameter of this module, ``unconstrained_scales`` ``(layers,)``, so ``state_dict()`` has them and
+    Pyro's store, which only trains them, may be cleared. Copies, and what was pickled, learn by themselves.
     """
 
-    def __init__(self, model: BayesianNetwork, symmetry: Symmetry, arrangement: str, start: float):
+    def __init__(self, model: BayesianNetwork, symmetry: Symmetry, start: float):
         super().__init__()
         self.small, self.big = model, widen(model, symmetry)
-        self.expansions = site_expansions(model, self.big, symmetry, arrangement)
-        self.large = expanded_symmetry(self.big, symmetry, arrangement)
+        self.expansions = site_expansions(model, self.big, symmetry, ARRANGEMENT)
+        self.large = expanded_symmetry(self.big, symmetry, ARRANGEMENT)
         self.stds = _prior_stds(self.big)
         self.layers = tuple(dict.fromkeys(map(layer_of, self.expansions)))
-        self.start = start
         self.multipliers: dict[str, tuple[float, float]] = {}
-        self._prefix = f"relaxed_{next(_NUMBERS)}.scale."  # parameters share one store, by name
-        config = {name: RelaxedReparam(self._tied(name), self) for name in self.expansions}
-        self._relaxed = poutine.reparam(self.big.with_prior(1.0), config=config)  # its priors are never used
+        self.param_name = self._new_name()
+        first = next(self.big.net.parameters()).new_full((len(self.layers),), start)
+        self.unconstrained_scales = nn.Parameter(POSITIVE.inv(first))
+        # Its priors are never used; in a tuple, for its network is registered with ``big`` already.
+        self._untied = (self.big.with_prior(1.0),)
+
+    def __getstate__(self):
+        self.unconstrained_scales.__dict__.pop("unconstrained", None)  # the store's weak reference, which none can keep
+        return self.__dict__.copy()
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.param_name = self._new_name()
+
+    def _new_name(self) -> str:
+        """Parameters share one store, by name."""
+        return f"{type(self).__name__}_{next(_NUMBERS)}.unconstrained_scales"
 
     @property
     def symmetry(self) -> Symmetry:
@@ -78,14 +100,25 @@ class RelaxedNetwork(NetworkModel):
         return not any(self.scales().values())
 
     def forward(self, x, y=None):
+        self._register()
         if self.multipliers:
             self._constrained()
-        return self._relaxed(x, y)
+        with poutine.reparam(config={name: RelaxedReparam(self._tied(name), self) for name in self.expansions}):
+            return self._untied[0](x, y)
+
+    def _register(self) -> None:
+        """The scales become a parameter of the Pyro model, unless they were frozen."""
+        own, name, store = self.unconstrained_scales, self.param_name, pyro.get_param_store()
+        if not own.requires_grad:
+            return
+        if name in store and store[name].unconstrained() is not own:
+            del store[name]  # of a store read from a file, which would be trained instead
+        pyro.param(name, own)
 
     def scale(self, layer: str) -> Tensor:
-        """``s`` of one layer, a parameter of the model."""
-        first = next(iter(self.big.net.parameters())).new_tensor(self.start)
-        return pyro.param(self._prefix + layer, first, constraint=constraints.softplus_positive)
+        """``s`` of one layer, differentiable."""
+        check_option("layer", layer, self.layers)
+        return POSITIVE(self.unconstrained_scales[self.layers.index(layer)])
 
     def scales(self) -> dict[str, float]:
         """``s`` of each layer as it is now: 0 is an equivariant layer, 1 an asymmetric part as wide as its prior."""
@@ -94,10 +127,12 @@ class RelaxedNetwork(NetworkModel):
     def set(self, layer: str, value: float) -> None:
         """Put one scale at a value; at 0 it stays there."""
         check_option("layer", layer, self.layers)
-        if not 0 <= value < float("inf"):
-            raise OptionError(f"Expected a scale that is finite and at least 0; got {value}.")
-        scale = torch.as_tensor(value).to(self.scale(layer).detach())
-        pyro.get_param_store()[self._prefix + layer] = scale
+        scale = as_number(value)
+        if not 0 <= scale < math.inf:
+            raise OptionError(f"Expected a scale that is finite and at least 0; got {value!r}.")
+        with torch.no_grad():
+            entry = self.unconstrained_scales[self.layers.index(layer)]
+            entry.copy_(POSITIVE.inv(torch.full_like(entry, scale)))
 
     def asymmetric(self, name: str, free: Tensor) -> Tensor:
         """``s (1 − P) ε``: the free draw of a site less its mean over the group, times the scale of its layer."""
@@ -109,11 +144,13 @@ class RelaxedNetwork(NetworkModel):
 
         The two parts are orthogonal, so the denominator is ``E‖W‖²``. The expectations are means over draws.
 
-        :param guide: a guide of this model, initialised.
+        :param guide: a guide of this model, augmented or not, initialised.
         :param int draws: at least 1.
+        :raises SymmetryError: for a guide of another model, or one that has no parameters yet.
         """
         if draws < 1:
             raise OptionError(f"Expected at least one posterior draw; got draws={draws}.")
+        self._check_guide(guide)
         sums = {layer: torch.zeros(2) for layer in self.layers}
         for _ in range(draws):
             values = poutine.block(guide)()
@@ -147,9 +184,23 @@ class RelaxedNetwork(NetworkModel):
         for name, layer in own.items():
             self.set(layer, values[name])
 
+    def _check_guide(self, guide: Callable) -> None:
+        while hasattr(guide, "guide"):
+            guide = guide.guide  # what antithetic and SymmetrizedGuide wrap
+        if getattr(guide, "prototype_trace", self) is None:
+            raise SymmetryError(
+                "Expected a guide with parameters, for the shares under it; call guide.initialize(x, y) or train it."
+            )
+        models = getattr(guide, "_model", None)  # None for functions, and for guides that were pickled
+        if models is not None and _unwrapped(models[0]) is not self:
+            raise SymmetryError(
+                "Expected a guide of this model, for the shares under it; its model is another. Make one for this "
+                "model, or bring it here: pe.save(path, guide, args), pe.load(path, model)."
+            )
+
     def _tied(self, name: str) -> ExpansionReparam:
-        small = self.small.net.get_parameter(name)
-        return ExpansionReparam(self.expansions[name], lambda: self.small.prior_of(name, small))
+        prior = functools.partial(self.small.prior_of, name, self.small.net.get_parameter(name))
+        return ExpansionReparam(self.expansions[name], prior)
 
     def _constrained(self) -> None:
         """Adds ``−Σ λ (s − u)`` to the log joint density.
@@ -163,19 +214,24 @@ class RelaxedNetwork(NetworkModel):
         pyro.sample("constraint", fn, obs=zero, infer={"_deterministic": True})
 
 
-def relax(model: BayesianNetwork, symmetry: Symmetry, arrangement: str = "free", start: float = 0.3) -> RelaxedNetwork:
+def relax(model: BayesianNetwork, symmetry: Symmetry, start: float = 0.3) -> RelaxedNetwork:
     """The expanded network with an asymmetric part whose scale the ELBO learns, one number for each layer.
 
     Each weight and bias of the network with ``|G|`` times the hidden channels is
 
     ``W = W_eq + s_l (1 − P) ε``, ``ε ~ N(0, v)``,
 
-    with ``W_eq`` the expansion of ``<site>_base`` (:func:`expand`), ``ε`` the site ``<site>_free`` of the large shape,
-    ``v`` the variance of the large site's prior, and ``P`` the mean over the group, which leaves to ``W_eq`` what is
-    equivariant. ``s_l`` is a parameter (``pyro.param``) that the weight and the bias of a layer share: relative to a
-    prior without a symmetry, it is how much asymmetry the data want there. Its maximum of the ELBO is empirical Bayes;
-    at 0 the model is the tied expansion. An asymmetry in one layer may serve for all: read the largest, and train at
-    KL weight 1, below which noise passes for asymmetry.
+    with ``W_eq`` the free expansion of ``<site>_base`` (:func:`expand`), ``ε`` the site ``<site>_free`` of the large
+    shape, ``v`` the variance of the large site's prior, and ``P`` the mean over the group, which leaves to ``W_eq``
+    what is equivariant; other arrangements of an expansion make less than that, and neither part would reach the rest.
+    ``v`` is constant: with ``prior="learned"`` it stays where that prior starts.
+
+    ``s_l`` is a parameter that the weight and the bias of a layer share: relative to a prior without a symmetry, it is
+    how much the ELBO gains from weights of that layer that are not tied. Its maximum of the ELBO is empirical Bayes; at
+    0 the model is the tied expansion. The gain may be an asymmetry of the data, or capacity that the small network
+    lacks. To tell them apart, double its units until the scales stop changing, and compare with the same network on the
+    data moved at random by the group, whose scales are what capacity and training alone make of them. An asymmetry in
+    one layer may serve for all: read the largest, and train at KL weight 1, below which noise passes for asymmetry.
 
     The draw is scaled, not the prior. Both have the same maximum of the ELBO, but under ``W_asym ~ N(0, s² v)`` a scale
     that the data do not want can only follow the guide's widths: with a likelihood of curvature ``h`` each round takes
@@ -183,9 +239,8 @@ def relax(model: BayesianNetwork, symmetry: Symmetry, arrangement: str = "free",
 
     :param BayesianNetwork model: the small network's model.
     :param Symmetry symmetry: the small network's, with trivial hidden features.
-    :param str arrangement: ``"free"``, ``"gcnn"``, ``"row_rolled"`` or ``"diagonal"``.
-    :param float start: where each scale starts, above 0.
-    :raises OptionError: for another arrangement, a start that is not positive, a prior without a variance.
+    :param float start: where each scale starts, above 0. Training that is short for it ends near it.
+    :raises OptionError: for a start that is not a positive number, a prior without a variance.
 
     Source: Finzi, Benton, Wilson (2021) "Residual pathway priors for soft equivariance constraints", arXiv:2112.01388,
     for the sum of two parts with priors of their own.
@@ -199,14 +254,24 @@ def relax(model: BayesianNetwork, symmetry: Symmetry, arrangement: str = "free",
     >>> {layer: round(scale, 4) for layer, scale in model.scales().items()}
     {'1': 0.3, '3': 0.3}
     """
-    check_option("arrangement", arrangement, ARRANGEMENTS)
     if not isinstance(model, BayesianNetwork):
         raise OptionError(f"Expected the pe.BayesianNetwork of the small network; got {type(model).__name__}.")
-    if not (isinstance(start, (int, float)) and 0 < start < float("inf")):
+    if not 0 < as_number(start) < math.inf:
         raise OptionError(
             f"Expected start to be a positive number, from which a scale can grow or fall; got {start!r}."
         )
-    return RelaxedNetwork(model, symmetry, arrangement, float(start))
+    return RelaxedNetwork(model, symmetry, as_number(start))
+
+
+def as_number(value) -> float:
+    """A real number of Python or NumPy, or a tensor without axes, as a float; NaN for anything else.
+
+    >>> as_number(2), as_number(True), as_number("2")
+    (2.0, nan, nan)
+    """
+    if isinstance(value, Tensor) and value.ndim == 0:
+        value = value.item()
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
 
 
 def layer_of(site: str) -> str:
@@ -226,3 +291,10 @@ def _prior_stds(big: BayesianNetwork) -> dict[str, Tensor]:
         if not bool(std.isfinite().all()):
             raise OptionError(f"Expected priors with a finite variance; that of site {name!r} has none. Use a Normal.")
     return stds
+
+
+def _unwrapped(model: Callable) -> Callable:
+    """The model that handlers were wrapped round."""
+    while (inner := inspect.unwrap(unwrap(model))) is not model:
+        model = inner
+    return model

@@ -33,7 +33,8 @@ class FitResult:
     - ``"steps"``: optimizer steps done by the end of the epoch, since the start;
     - ``"kl_weight"``, and ``"validation"`` (negative log predictive density per datum, ``nan`` where not evaluated);
     - ``"defect"`` and ``"defect_se"``, with :class:`TrackDefect`;
-    - ``"scale.<layer>"`` and ``"multiplier.<layer>"``, with :class:`ConstrainRelaxation`.
+    - ``"scale.<layer>"``, ``"multiplier.<layer>"`` and ``"constraint"`` (``Σ λ (s − u) / N``, part of the loss), with
+      :class:`ConstrainRelaxation`.
 
     ``settings`` has what the run was called with, as plain values: ``seed``, ``loss`` and ``optimizer`` (names of
     classes), ``particles``, ``kl_weight``, ``batch_size``, ``epochs``, and whether the gradient was averaged

@@ -1,10 +1,11 @@
 """The constrained form of a relaxed expansion: a multiplier and a slack for each layer, as a schedule of training."""
 
 import inspect
+import math
 from dataclasses import dataclass
 
 from ..errors import OptionError
-from ..handlers.relax import RelaxedNetwork
+from ..handlers.relax import RelaxedNetwork, as_number
 from .base import Training
 
 
@@ -19,13 +20,16 @@ class ConstrainRelaxation:
 
     At a fixed point ``s_l = u_l = λ_l / ρ`` and ``λ_l = ∂ELBO/∂s_l``: the multiplier is what the last bit of asymmetry
     is worth, in nats. It is a stationary point of ``ELBO − (ρ/2) Σ_l s_l²``, as under a half-normal prior of scale
-    ``1/√ρ`` on each ``s_l``. As ``ρ`` grows, ``s`` falls to 0, the hard constraint. A layer whose scale the ELBO takes
-    to 0 has ``λ_l = 0`` in the end. If the scales settle within an epoch, the ascent is stable for
+    ``1/√ρ`` on each ``s_l``. The larger ``ρ``, the nearer that point is to 0, the hard constraint; but ``s`` falls only
+    as fast as the optimizer moves it, so that a short training ends above it, whatever ``ρ``. A layer whose scale the
+    ELBO takes to 0 has ``λ_l = 0`` in the end. If the scales settle within an epoch, the ascent is stable for
     ``η (1/ρ + 1/κ) < 2`` with ``κ`` the ELBO's curvature in ``s_l``.
 
-    ``history`` of the fit gets ``"scale.<layer>"`` and ``"multiplier.<layer>"`` for each epoch, at its start; its loss
-    has the term. The multipliers stay with the model, ``model.multipliers``, whose ELBO they are part of; another fit
-    with this callback begins at 0 again, and ``model.multipliers.clear()`` drops them.
+    ``history`` of the fit gets ``"scale.<layer>"`` and ``"multiplier.<layer>"`` for each epoch, at its start, and
+    ``"constraint"``, the term ``Σ_l λ_l (s_l − u_l) / N`` there. ``"loss"`` has the term: −ELBO / N is ``"loss"`` less
+    ``"constraint"``, exactly so with one step an epoch. The multipliers stay with the model, ``model.multipliers``,
+    whose ELBO they are part of; another fit with this callback begins at 0 again, and ``model.multipliers.clear()``
+    drops them.
 
     :param float rho: ρ, the price of the slack, in nats.
     :param rate: η; by default ρ/10.
@@ -50,8 +54,11 @@ class ConstrainRelaxation:
     rate: float | None = None
 
     def __post_init__(self):
-        if not 0 < self.rho < float("inf") or not 0 < self._rate < float("inf"):
-            raise OptionError(f"Expected rho and rate to be positive; got {self.rho} and {self.rate}.")
+        rho, rate = as_number(self.rho), None if self.rate is None else as_number(self.rate)
+        if not 0 < rho < math.inf or not (rate is None or 0 < rate < math.inf):
+            raise OptionError(f"Expected rho and rate to be positive numbers; got {self.rho!r} and {self.rate!r}.")
+        object.__setattr__(self, "rho", rho)
+        object.__setattr__(self, "rate", rate)
 
     @property
     def _rate(self) -> float:
@@ -70,9 +77,12 @@ class ConstrainRelaxation:
         else:
             multipliers = {layer: self.ascend(network.multipliers[layer][0], s) for layer, s in scales.items()}
         network.multipliers = {layer: (value, value / self.rho) for layer, value in multipliers.items()}
-        for layer, scale in scales.items():
-            training.history.setdefault(f"scale.{layer}", []).append(scale)
-            training.history.setdefault(f"multiplier.{layer}", []).append(multipliers[layer])
+        terms = [value * (scales[layer] - slack) for layer, (value, slack) in network.multipliers.items()]
+        entries = {"constraint": sum(terms) / len(training.data[0])}
+        entries |= {f"scale.{layer}": scale for layer, scale in scales.items()}
+        entries |= {f"multiplier.{layer}": value for layer, value in multipliers.items()}
+        for name, value in entries.items():
+            training.history.setdefault(name, []).append(value)
 
     def ascend(self, multiplier: float, scale: float) -> float:
         """One step of the multiplier, ``[λ + η (s − λ/ρ)]₊``.
