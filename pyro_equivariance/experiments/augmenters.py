@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..data import ImageData
 from ..generators import Generators
-from ..learned.fit import LearnedAugmentation, averaged, learn_augmentation
+from ..learned.fit import LearnedAugmentation, learn_augmentation
 from ..learned.lie import LieAugmenter, default_loss
+from ..learned.verdict import averaged
 from ..measures import LieBox
 from ..representations import image
 from .study import StudyConfig, option, over_seeds, row_printer, shuffled
@@ -21,8 +22,9 @@ NOISE, POINTS = 0.1, 3  # standard deviation of the noise on the standardised ta
 DEFINITIONS = {
     "task": "plane: y = sin 3|x|; boost: y = 2s / (1 + s^2), s = t^2 - x^2; scale: y = sin 2a + cos(3a)/2, a "
     "the angle of x; clouds: 3 points in space, y a sum of four functions of their Gram matrix; digits: each image "
-    "turned by a uniform angle, bilinear; none: y = sin 2x + x cos(1.5 y + 0.5). Points are standard normal, targets "
-    "standardised, then noise of standard deviation 0.1 added",
+    "turned by a uniform angle, bilinear; none: y = sin 2x + x cos(1.5 y + 0.5); noisy: the same, fewer data, noise of "
+    "1.5 and all divided by 1.8. Points are standard normal, targets standardised, then noise of standard deviation "
+    "0.1 added",
     "seed": "of the data, the network's start, the first basis and the training",
     "angle": "largest principal angle between the learned span and the true one, degrees",
     "closure": "of the learned span under brackets, 0 for a Lie algebra, at most 1",
@@ -32,11 +34,15 @@ DEFINITIONS = {
     "plain": "the same network trained as many steps without augmentation, no averaging",
     "difference": "mean validation loss with the learned augmentation less without (squared error; digits: nats)",
     "difference_se": "its standard error over the validation data, paired",
+    "control": "mean validation loss with the learned augmentation less that under random generators, as many, of the "
+    "same widths, at right angles to the learned ones, kept while the same network is trained",
+    "control_se": "its standard error, paired",
     "deviation": "E|f(gx) - f(x)|^2 / (2 E|f - E f|^2) of the plain network f, g learned",
-    "verdict": "does not hold: difference above two standard errors; helps: below minus two; holds: between",
-    "seconds": "wall-clock seconds of the three trainings",
+    "verdict": "does not hold: difference above two standard errors; undecided: else, and control not below minus two; "
+    "helps: else, and difference below minus two; holds: else",
+    "seconds": "wall-clock seconds of the four trainings",
 }
-SUMMARIZED = ("angle", "closure", "learned", "true", "plain", "difference", "deviation")
+SUMMARIZED = ("angle", "closure", "learned", "true", "plain", "difference", "control", "deviation")
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class AugmentersConfig(StudyConfig):
 
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "numbers separated by commas; each draws its own data and start")
     plane_size: int = option(200, "training points of the tasks in the plane")
+    noisy_size: int = option(100, "training points of the task noisy")
     cloud_size: int = option(1000, "training clouds")
     image_size: int = option(600, "training images")
     validation: int = option(300, "data for the verdict")
@@ -53,10 +60,12 @@ class AugmentersConfig(StudyConfig):
     draws: int = option(4, "elements for each input and step")
     test_draws: int = option(32, "elements of a prediction")
     hidden: int = option(64, "units of each of the two hidden layers")
+    starts: int = option(64, "random bases that the search starts from")
+    equivariance: float = option(1.0, "weight of that term of the loss")
 
     def small(self) -> dict:
-        return {"plane_size": 20, "cloud_size": 20, "image_size": 20, "validation": 10, "test": 10, "steps": 6,
-                "draws": 2, "test_draws": 2, "hidden": 8}  # fmt: skip
+        return {"plane_size": 20, "noisy_size": 10, "cloud_size": 20, "image_size": 20, "validation": 10,
+                "test": 10, "steps": 6, "draws": 2, "test_draws": 2, "hidden": 8}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,12 +76,16 @@ class Task:
     :param int n: the dimension of the points.
     :param float width: of the augmenter.
     :param Callable target: from points ``(N, *event)`` to targets ``(N,)``; ``None`` for the images.
+    :param float noise: standard deviation of what is added to the standardised target.
+    :param float unit: what the two are divided by.
     """
 
     known: Generators | None
     n: int
     width: float
     target: Callable[[Tensor], Tensor] | None
+    noise: float = NOISE
+    unit: float = 1.0
 
 
 def of_interval(x: Tensor) -> Tensor:
@@ -111,6 +124,7 @@ TASKS = {
     "clouds": Task(Generators.so(3), 3, 1.0, of_gram),
     "digits": Task(Generators.so(2), 2, 2.0, None),
     "none": Task(None, 2, 1.0, of_place),
+    "noisy": Task(None, 2, 1.0, of_place, noise=1.5, unit=1.8),
 }
 
 
@@ -118,7 +132,8 @@ def run(config: AugmentersConfig, data: ImageData) -> dict:
     """Learn the generators of every task with each seed, beside the true ones and no augmentation."""
     show = row_printer((("task", -7, ""), ("seed", 4, "d"), ("angle", 6, ".2f"), ("closure", 7, ".3f"),
                         ("learned", 8, ".4f"), ("true", 8, ".4f"), ("plain", 8, ".4f"), ("difference", 10, ".3f"),
-                        ("difference_se", 13, ".3f"), ("deviation", 9, ".3f"), ("verdict", 13, ""),
+                        ("difference_se", 13, ".3f"), ("control", 7, ".3f"), ("control_se", 10, ".3f"),
+                        ("deviation", 9, ".3f"), ("verdict", 13, ""),
                         ("seconds", 7, ".1f")))  # fmt: skip
     rows, found = [], {}
     for name, task in TASKS.items():
@@ -126,11 +141,12 @@ def run(config: AugmentersConfig, data: ImageData) -> dict:
             row, generators = one_run(config, data, name, task, seed)
             rows.append(row)
             found.setdefault(name, []).append(generators.basis.tolist())
-            show(row)
+            show({name: None if value != value else value for name, value in row.items()})
     summary = [summarized(rows, name) for name in TASKS]
     print("\nlargest angle; mean test error, learned over true and over plain; verdicts")
     for s in summary:
-        print("{task:<7} {largest_angle:5.2f}°  {over_true:.3f}  {over_plain:.3f}  {verdicts}".format(**s))
+        known = "{largest_angle:5.2f}°  {over_true:.3f}".format(**s) if s["angle"]["seeds"] else " " * 13
+        print("{task:<7} {known}  {over_plain:.3f}  {verdicts}".format(known=known, **s))
     return {"rows": rows, "summary": summary, "summary_definitions": SUMMARY, "generators": found}
 
 
@@ -150,15 +166,16 @@ def one_run(config: AugmentersConfig, data: ImageData, name: str, task: Task, se
     net = network(math.prod(train[0].shape[1:]), data.classes if task.target is None else 1, config.hidden)
     other = copy.deepcopy(net)
     count = 1 if task.known is None else len(task.known)
-    augmenter = LieAugmenter(task.n, count, task.width, seed=seed)
-    options = {"steps": config.steps, "draws": config.draws, "seed": seed}
+    weights = {"equivariance": config.equivariance}
+    augmenter = LieAugmenter(task.n, count, task.width, weights=weights, seed=seed)
+    options = {"steps": config.steps, "draws": config.draws, "starts": config.starts, "seed": seed}
     learned = learn_augmentation(net, augmenter, train, validation, **options)
     row = {"task": name, "seed": seed, "angle": math.nan, "closure": augmenter.generators.closure()}
     row["learned"] = error_of(learned.network, augmenter, test, config.test_draws, seed)
     row["true"], seconds = math.nan, learned.seconds
     if task.known is not None:
         row["angle"] = augmenter.generators.angle(task.known)
-        fixed = LieAugmenter(task.n, task.known, task.width).requires_grad_(False)
+        fixed = LieAugmenter(task.n, task.known, task.width, weights=weights).requires_grad_(False)
         known = learn_augmentation(other, fixed, train, **options)
         row["true"] = error_of(known.network, fixed, test, config.test_draws, seed)
         seconds += known.seconds
@@ -171,6 +188,8 @@ def _judged(learned: LearnedAugmentation, test: tuple[Tensor, Tensor]) -> dict:
         "plain": error_of(learned.plain, None, test, 1, 0),
         "difference": verdict.difference,
         "difference_se": verdict.se,
+        "control": verdict.control,
+        "control_se": verdict.control_se,
         "deviation": verdict.deviation,
         "verdict": verdict.word,
     }
@@ -188,7 +207,8 @@ def network(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
 
 def make_data(config: AugmentersConfig, data: ImageData, name: str, task: Task, seed: int) -> list:
     """Training, validation and test data, each a pair."""
-    size = {"clouds": config.cloud_size, "digits": config.image_size}.get(name, config.plane_size)
+    own = {"clouds": config.cloud_size, "digits": config.image_size, "noisy": config.noisy_size}
+    size = own.get(name, config.plane_size)
     sizes = (size, config.validation, config.test)
     generator = torch.Generator().manual_seed(1000 + seed)
     x, y = _turned(data, seed, sizes) if task.target is None else _points(task, sum(sizes), generator)
@@ -210,8 +230,8 @@ def _points(task: Task, count: int, generator: torch.Generator) -> tuple[Tensor,
     shape = (count, POINTS, 3) if task.n == 3 else (count, task.n)
     x = torch.randn(*shape, generator=generator)
     y = task.target(x)
-    y = (y - y.mean()) / y.std() + NOISE * torch.randn(count, generator=generator)
-    return x, y[:, None]
+    y = (y - y.mean()) / y.std() + task.noise * torch.randn(count, generator=generator)
+    return x, y[:, None] / task.unit
 
 
 @torch.no_grad()

@@ -9,13 +9,16 @@ from ..plots.base import BLACK, BLUE, GREEN, GREY, RED, Axes, Figure, NullLocato
 __all__ = ["augmenters"]
 
 AIM = 5.0  # degrees
-COLORS = {"helps": BLUE, "holds": GREEN, "does not hold": RED}
+COLORS = {"helps": BLUE, "holds": GREEN, "undecided": GREY, "does not hold": RED}
 PER_AXIS = 9  # arrows
 
 
 @styled
 def augmenters(result: Mapping) -> Figure:
-    """Above the learned generators of the plane as vector fields; below angles, test errors and verdicts."""
+    """Above the learned generators of the plane as vector fields; below angles, test errors and verdicts.
+
+    Signs are arbitrary and shown alike; clouds have no field, their points being in space.
+    """
     figure = Figure(figsize=(10, 6.2))
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     tasks = [s["task"] for s in result["summary"]]
@@ -23,6 +26,8 @@ def augmenters(result: Mapping) -> Figure:
     for ax, task in zip(above.subplots(1, len(fields), squeeze=False)[0], fields, strict=True):
         _field(ax, np.array(result["generators"][task])[:, 0])
         ax.set_title(task)
+    words = "learned generators, one arrow for each seed, signs arbitrary; those of the clouds, in space, have no field"
+    above.supxlabel(words, fontsize="small")
     angles, errors, verdicts = below.subplots(1, 3)
     for place, task in enumerate(tasks):
         rows = [r for r in result["rows"] if r["task"] == task]

@@ -1,8 +1,9 @@
 """Learned symmetries: measures on a group whose generators or widths are trained with the model."""
 
 from .affine import AffineAugmenter
-from .fit import LearnedAugmentation, Verdict, averaged, judge, learn_augmentation
+from .fit import LearnedAugmentation, learn_augmentation
 from .lie import LieAugmenter, inputs_of
+from .verdict import Verdict, averaged, judge, random_like
 
 __all__ = [
     "AffineAugmenter",
@@ -13,4 +14,5 @@ __all__ = [
     "inputs_of",
     "judge",
     "learn_augmentation",
+    "random_like",
 ]

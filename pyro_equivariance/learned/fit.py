@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -12,60 +13,11 @@ from torch import Tensor, nn
 from ..errors import DataError, OptionError
 from ..groups.base import positive_int
 from ..representations import Representation
-from .lie import TERMS, LieAugmenter, default_loss
+from .lie import TERMS, LieAugmenter, check_pair, each_loss
+from .verdict import Arm, Verdict, judge, mode, random_like
 
-ERRORS = 2.0  # standard errors on either side of a difference, about 95 %
 FIRST_SHARE, TRIAL_SHARE = 0.1, 0.5  # of the widths: when they begin to grow, and when starts are compared
 FALLING = 0.4  # the last part of the steps, over which the learning rates fall to 0
-ROWS = 256  # inputs that are averaged at a time
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a learned symmetry holds, from held-out data and two networks: with the learned augmentation and without.
-
-    The symmetry *holds* if the mean held-out loss of the first, averaged over the learned measure, is not above that of
-    the second by more than two standard errors of the paired difference; it *helps* if it is below by as much.
-
-    :param float difference: the mean over held-out data of the loss with, less that without.
-    :param float se: its standard error over the data; networks and measure are given.
-    :param float deviation: ``E‖f(gx) − ρ_Y(g) f(x)‖² / (2 E‖f − E f‖²)`` of the network trained *without* (of a
-        classifier's probabilities): about 0 if it follows the learned measure by itself, 1 as for unrelated inputs.
-
-    >>> print(Verdict(difference=-0.08, se=0.02, deviation=0.01))
-    helps: held-out loss with the learned augmentation less without -0.08 (-0.12 to -0.04), deviation 0.01
-    """
-
-    difference: float
-    se: float
-    deviation: float
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The difference, two standard errors less and more."""
-        return self.difference - ERRORS * self.se, self.difference + ERRORS * self.se
-
-    @property
-    def holds(self) -> bool:
-        """Whether the learned augmentation does not make held-out predictions worse, within the error."""
-        return self.interval[0] <= 0
-
-    @property
-    def helps(self) -> bool:
-        """Whether it makes them better, beyond the error."""
-        return self.interval[1] < 0
-
-    @property
-    def word(self) -> str:
-        """``"helps"``, ``"holds"`` (no worse, no better) or ``"does not hold"``."""
-        return "helps" if self.helps else "holds" if self.holds else "does not hold"
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return (
-            f"{self.word}: held-out loss with the learned augmentation less without {self.difference:.3g} "
-            f"({low:.3g} to {high:.3g}), deviation {self.deviation:.2g}"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +27,7 @@ class LearnedAugmentation:
     :param Module network: trained under the learned augmentation; at test time ``augmenter.average(network, x)``.
     :param LieAugmenter augmenter: what was learned.
     :param Module plain: the same network trained as long without augmentation; ``None`` without validation data.
+    :param tuple control: the same network trained as long under random generators, and their augmenter; likewise.
     :param dict history: of each step the five terms, not weighted, by name (NaN where a step has none), and ``share``,
         the part of the widths that was drawn from.
     :param Verdict verdict: on the validation data; ``None`` without.
@@ -85,6 +38,7 @@ class LearnedAugmentation:
     network: nn.Module
     augmenter: LieAugmenter
     plain: nn.Module | None
+    control: Arm | None
     history: dict[str, list[float]]
     verdict: Verdict | None
     settings: dict
@@ -92,7 +46,7 @@ class LearnedAugmentation:
 
     def __repr__(self) -> str:
         steps = len(self.history["task"])
-        return f"LearnedAugmentation({self.augmenter!r}, steps={steps}, verdict={self.verdict})"
+        return f"LearnedAugmentation({self.augmenter!r}, steps={steps}, verdict={self.verdict and self.verdict.word!r})"
 
 
 def learn_augmentation(
@@ -116,22 +70,29 @@ def learn_augmentation(
     """Train ``net`` and the basis of ``augmenter`` together, in place, by Adam on the five terms.
 
     Three things make the basis found from any start. The network learns alone for the first ``warm_up`` of the steps.
-    Then of ``starts`` random bases the one with the lowest loss for this network, at half the widths, is taken (unless
-    the augmenter came with generators). From there the widths grow from a tenth to all at ``grown``: at small ones the
-    equivariance term is quadratic in each generator, lowest on the directions in which the network is equivariant
+    Then of the augmenter's basis and ``starts`` random ones that with the lowest loss for this network, at half the
+    widths, is taken; a basis learned or loaded before is thus kept unless a random one is better (an augmenter that
+    came with generators starts from these). From there the widths grow from a tenth to all at ``grown``: at small ones
+    the equivariance term is quadratic in each generator, lowest on the directions in which the network is equivariant
     already, and the network is not yet bent to a wrong basis. Over the last 40 % of the steps the rates fall to 0.
     Where ``augmenter.requires_grad_(False)`` the basis stays as it is: augmentation by known generators, trained alike.
+    Where ``net.requires_grad_(False)`` the network stays, and the basis is learned alone.
 
-    :param Module net: from ``(B, *event)`` to ``(B, ...)``, logits for classes.
+    :param Module net: from ``(B, *event)`` to ``(B, ...)``, logits for classes. It is trained in its training mode,
+        looked at in its evaluation mode, and left in that it came in.
     :param data: inputs ``(N, *event)`` and observations ``(N, ...)``; regression is best standardised, since the
         weights of the terms take the task's loss to be of order 1.
-    :param validation: like ``data``; for the verdict, which also trains a copy of the network without augmentation.
+    :param validation: like ``data``, at least two; for the :class:`Verdict`, which trains two copies of the network
+        more, without augmentation and under random generators: three times the work.
     :param loss: one number for each datum, see :meth:`LieAugmenter.losses`; likewise ``inputs`` and ``outputs``.
     :param int draws: of the group for each input and step.
     :param float learning_rate: of the network.
     :param float basis_rate: of the basis.
-    :raises DataError: for no data, or inputs and observations of different number.
-    :raises OptionError: for shares of the steps out of order, or a loss that is not finite.
+    :param int seed: of the minibatches, the draws, the search and the control.
+    :raises DataError: for no data, inputs and observations of different number, values that are not finite, inputs of
+        another dtype than the network, or losses on validation data that are not finite.
+    :raises OptionError: for what is no network or no augmenter, shares of the steps out of order, a negative rate, or a
+        loss that is not finite.
 
     >>> import torch, pyro_equivariance as pe
     >>> x = torch.randn(64, 2)
@@ -141,104 +102,107 @@ def learn_augmentation(
     >>> len(result.history["equivariance"]), result.verdict
     (5, None)
     """
-    if not 0 < warm_up < grown <= 1:
-        raise OptionError(f"Expected 0 < warm_up < grown <= 1, shares of the steps; got {warm_up} and {grown}.")
-    for part in (data, validation or data):
-        if len(part[0]) != len(part[1]) or not len(part[0]):
-            raise DataError(f"Expected as many observations as inputs, at least one; got {[len(t) for t in part]}.")
     settings = {
-        "steps": positive_int(steps, "steps"), "batch_size": min(batch_size, len(data[0])), "draws": draws,
-        "learning_rate": learning_rate, "basis_rate": basis_rate, "warm_up": warm_up, "grown": grown,
-        "starts": starts if augmenter.random_start else 0, "seed": seed,
+        "steps": positive_int(steps, "steps"), "batch_size": positive_int(batch_size, "batch_size"),
+        "draws": positive_int(draws, "draws"), "learning_rate": learning_rate, "basis_rate": basis_rate,
+        "warm_up": warm_up, "grown": grown, "starts": starts, "seed": seed,
     }  # fmt: skip
+    _check_kinds(net, augmenter)
+    _check_settings(settings)
+    for part in (data,) if validation is None else (data, validation):
+        _check_data(part, net)
+    if validation is not None and len(validation[0]) < 2:
+        raise DataError("Expected at least two validation data, for a standard error; got one.")
+    settings["batch_size"] = min(settings["batch_size"], len(data[0]))
+    settings["starts"] = int(starts) if augmenter.random_start else 0
     options = {"loss": loss, "inputs": inputs, "outputs": outputs}
-    plain = copy.deepcopy(net) if validation else None
+    plain, other = (copy.deepcopy(net), copy.deepcopy(net)) if validation else (None, None)
+    control = verdict = None
     start = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[data[0].device] if data[0].is_cuda else []):
         history = _train(net, augmenter, data, settings, options)
-        verdict = None
         if validation:
+            control = (other, random_like(augmenter, seed))
             _train(plain, None, data, settings, options)
-            verdict = judge(net, plain, augmenter, validation, **options)
-    return LearnedAugmentation(net, augmenter, plain, history, verdict, settings, time.perf_counter() - start)
+            _train(*control, data, settings, options)
+            verdict = judge((net, augmenter), control, plain, validation, **options)
+    return LearnedAugmentation(net, augmenter, plain, control, history, verdict, settings, time.perf_counter() - start)
 
 
-@torch.no_grad()
-def judge(
-    network: nn.Module,
-    plain: nn.Module,
-    augmenter: LieAugmenter,
-    data: tuple[Tensor, Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    inputs: Representation | None = None,
-    outputs: Representation | None = None,
-    draws: int = 32,
-) -> Verdict:
-    """The :class:`Verdict` on held-out ``data`` of a network trained with the learned augmentation and of one without.
-
-    :param int draws: of the group for each input, over which the first is averaged.
-    """
-    (x, y), one = data, loss or default_loss(data[1])
-    with_it = one(averaged(network, augmenter, x, not y.is_floating_point(), draws, inputs, outputs), y)
-    differences = (with_it - one(plain(x), y)).double()
-    se = float(differences.std() / math.sqrt(len(differences)))
-    f = _values(plain, not y.is_floating_point())
-    apart = float(augmenter.losses(f, x, f(x), _far, inputs, outputs, draws)["equivariance"])
-    variation = float((f(x) - f(x).mean(0)).square().flatten(1).sum(1).mean())
-    deviation = apart / (2 * variation) if variation else math.nan
-    return Verdict(float(differences.mean()), se, deviation)
+def _check_kinds(net: nn.Module, augmenter: LieAugmenter) -> None:
+    if not isinstance(net, nn.Module):
+        raise OptionError(
+            f"Expected a network as a torch module; got {type(net).__name__}. Use augmenter.loss(f, x, y)."
+        )
+    if not isinstance(augmenter, LieAugmenter):
+        hint = " It has .loss, for a loop of its own." if hasattr(augmenter, "loss") else ""
+        raise OptionError(f"Expected a LieAugmenter; got {type(augmenter).__name__}.{hint}")
 
 
-@torch.no_grad()
-def averaged(
-    network: nn.Module,
-    augmenter: LieAugmenter,
-    x: Tensor,
-    classes: bool,
-    draws: int = 32,
-    inputs: Representation | None = None,
-    outputs: Representation | None = None,
-) -> Tensor:
-    """The network's outputs averaged over the measure; of a classifier the logarithms of averaged probabilities."""
-    f = _values(network, classes)
-    means = torch.cat([augmenter.average(f, rows, draws, inputs, outputs) for rows in x.split(ROWS)])
-    return means.clamp_min(torch.finfo(means.dtype).tiny).log() if classes else means
+def _check_settings(settings: Mapping) -> None:
+    for name in ("learning_rate", "basis_rate", "starts", "warm_up", "grown"):
+        value = settings[name]
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise OptionError(f"Expected {name} as a number, not negative; got {value!r}.")
+    if settings["starts"] % 1:
+        raise OptionError(f"Expected starts as a whole number; got {settings['starts']!r}.")
+    if not 0 < settings["warm_up"] < settings["grown"] <= 1:
+        got = f"{settings['warm_up']} and {settings['grown']}"
+        raise OptionError(f"Expected 0 < warm_up < grown <= 1, shares of the steps; got {got}.")
 
 
-def _values(network: nn.Module, classes: bool) -> Callable[[Tensor], Tensor]:
-    return (lambda x: network(x).softmax(-1)) if classes else network
+def _check_data(data: tuple[Tensor, Tensor], net: nn.Module) -> None:
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise DataError(f"Expected data as a pair of tensors (x, y); got {type(data).__name__}.")
+    check_pair(*data)
+    for name, values in zip(("inputs", "observations"), data, strict=True):
+        if not bool(values.isfinite().all()):
+            raise DataError(f"Expected finite {name}; got NaN or inf.")
+    dtypes = {p.dtype for p in net.parameters() if p.is_floating_point()}
+    if not data[0].is_floating_point() or (dtypes and data[0].dtype not in dtypes):
+        wanted = ", ".join(map(str, dtypes)) or "floating point"
+        raise DataError(
+            f"Expected inputs of the network's dtype, {wanted}; got {data[0].dtype}. Convert with x.to(dtype)."
+        )
 
 
-def _far(outputs: Tensor, goals: Tensor) -> Tensor:
-    return (outputs - goals).flatten(1).square().sum(1)
+def _generator(device: torch.device) -> torch.Generator:
+    """Torch's own, that draws on the device."""
+    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
 
 
 def _train(
     net: nn.Module, augmenter: LieAugmenter | None, data: tuple[Tensor, Tensor], settings: Mapping, options: Mapping
 ) -> dict[str, list[float]]:
     """All steps, without an augmenter on data as they are; returns the history."""
-    torch.manual_seed(settings["seed"])
+    _generator(data[0].device).manual_seed(settings["seed"])
     steps, history = settings["steps"], {name: [] for name in (*TERMS, "share")}
-    groups = [{"params": list(net.parameters()), "lr": settings["learning_rate"]}]
+    learned = [p for p in net.parameters() if p.requires_grad]
+    groups = [{"params": learned, "lr": settings["learning_rate"]}]
     if augmenter is not None:
         groups.append({"params": list(augmenter.parameters()), "lr": settings["basis_rate"]})
     optimizer = torch.optim.Adam(groups)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (1 - step / steps) / FALLING))
-    for step in range(steps):
-        batch = _minibatch(data, settings["batch_size"])
-        share = 0.0 if augmenter is None else _share(step / steps, settings["warm_up"], settings["grown"])
-        if share and not history["share"][-1]:
-            _search(net, augmenter, batch, settings["starts"], options)
-        terms = _terms(net, augmenter, batch, share, settings["draws"], options)
-        total = augmenter.weighted(terms) if share else terms["task"]
-        if not bool(total.isfinite()):
-            raise OptionError(f"Expected a finite loss; it is {total.item()} in step {step}. Lower a rate or a width.")
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        rates.step()
-        for name, values in history.items():
-            values.append(share if name == "share" else float(terms[name].detach()) if name in terms else math.nan)
+    with mode(net, training=bool(learned)):
+        for step in range(steps):
+            batch = _minibatch(data, settings["batch_size"])
+            share = 0.0 if augmenter is None else _share(step / steps, settings["warm_up"], settings["grown"])
+            if share and not history["share"][-1]:
+                _search(net, augmenter, batch, settings["starts"], options)
+            terms = _terms(net, augmenter, batch, share, settings["draws"], options)
+            total = augmenter.weighted(terms) if share else terms["task"]
+            if not bool(total.isfinite()):
+                raise OptionError(
+                    f"Expected a finite loss; it is {total.item()} in step {step}. Lower a rate or width."
+                )
+            optimizer.zero_grad()
+            if total.requires_grad:  # a frozen network learns nothing alone
+                total.backward()
+            optimizer.step()
+            rates.step()
+            for name, values in history.items():
+                values.append(share if name == "share" else float(terms[name].detach()) if name in terms else math.nan)
+    optimizer.zero_grad()
     return history
 
 
@@ -262,20 +226,28 @@ def _terms(
     x, y = batch
     if share:
         return augmenter.losses(net, x, y, draws=draws, share=share, **options)
-    return {"task": (options["loss"] or default_loss(y))(net(x), y).mean()}
+    return {"task": each_loss(options["loss"], net(x), y).mean()}
 
 
 @torch.no_grad()
 def _search(
     net: nn.Module, augmenter: LieAugmenter, batch: tuple[Tensor, Tensor], starts: int, options: Mapping
 ) -> None:
-    """Give the augmenter the random basis, orthogonal, whose loss for this network is the lowest."""
+    """Give the augmenter that of its own basis and orthogonal random ones whose loss for this network is the lowest.
+
+    All are compared under the same coefficients, the network in evaluation mode; its own wins ties.
+    """
     matrices = augmenter.matrices
     if not (starts and matrices.requires_grad):
         return
     found = torch.linalg.qr(torch.randn(starts, *matrices.shape).flatten(2).mT)[0].mT.reshape(starts, *matrices.shape)
-    values = []
-    for start in found.to(matrices):
-        matrices.copy_(start)
-        values.append(float(augmenter.loss(net, *batch, draws=1, share=TRIAL_SHARE, **options)))
-    matrices.copy_(found[torch.tensor(values).nan_to_num(math.inf).argmin()])
+    bases, values = [matrices.clone(), *found.to(matrices)], []
+    generator = _generator(batch[0].device)
+    state = generator.get_state()
+    with mode(net, training=False):
+        for basis in bases:
+            generator.set_state(state)
+            matrices.copy_(basis)
+            value = float(augmenter.loss(net, *batch, draws=1, share=TRIAL_SHARE, **options))
+            values.append(value if math.isfinite(value) else math.inf)
+    matrices.copy_(bases[values.index(min(values))])

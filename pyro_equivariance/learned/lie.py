@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, OptionError, SymmetryError
-from ..generators import Generators, normalised
+from ..generators import Generators, _table, normalised
 from ..groups import Affine, GeneralLinear
 from ..groups.base import positive_int
-from ..measures import MAX_CHECKED_WIDTH, LearnedMeasure, box_sample
+from ..measures import MAX_CHECKED_WIDTH, LearnedMeasure, Measure, box_sample
 from ..representations import Representation, image, trivial, vector
 from ..symmetry import Symmetry
 
@@ -27,8 +28,8 @@ class LieAugmenter(LearnedMeasure):
     - ``task``: the mean over draws of the loss of ``f(ρ_X(g) x)`` at ``ρ_Y(g) y``;
     - ``equivariance``: of ``‖f(ρ_X(g) x) − ρ_Y(g) f(x)‖²``. Where ``f`` is fitted and ``γ`` is small, these two
       are lowest on the directions in which ``f`` is equivariant, whatever basis the search starts from;
-    - ``augmentation``: of ``|2⟨x, ρ_X(g) x⟩| / (‖x‖² + ‖ρ_X(g) x‖²)``, largest where ``g`` does not move ``x``. Unlike
-      the cosine of the two, it sees a scaling move;
+    - ``augmentation``: of ``|2⟨x, ρ_X(g) x⟩| / (‖x‖² + ‖ρ_X(g) x‖²)``, which is 1 where ``g x = ± x`` and smaller
+      elsewhere. Unlike the cosine of the two, it sees a scaling move;
     - ``orthogonality``: ``Σ_{i<j} |⟨B̂_i, B̂_j⟩| / n``, each between 0 and 1, 1 for equal directions;
     - ``sparsity``: the sum of all ``|entries|`` of the ``B̂_i``.
 
@@ -41,7 +42,8 @@ class LieAugmenter(LearnedMeasure):
     :param generators: how many are learned, their directions random at first; or the
         :class:`~pyro_equivariance.Generators` to start from.
     :param float width: ``γ``, in radians for a rotation of the plane, the logarithm of the factor for a scaling.
-    :param bool affine: whether translations may be learned: homogeneous coordinates, matrices ``(n + 1, n + 1)``.
+    :param bool affine: whether translations may be learned: homogeneous coordinates, matrices ``(n + 1, n + 1)``;
+        linear generators that are given are written so.
     :param dict weights: of some of the terms, others as in ``pyro_equivariance.learned.lie.WEIGHTS``.
     :param int seed: of the first directions.
     :raises SymmetryError: for a width that is not positive, or above 20, or more generators than matrices have
@@ -70,10 +72,10 @@ class LieAugmenter(LearnedMeasure):
         seed: int = 0,
     ):
         n = positive_int(n, "the dimension n of LieAugmenter")
-        affine = generators.affine if isinstance(generators, Generators) else affine
+        affine = bool(affine or (isinstance(generators, Generators) and generators.affine))
         super().__init__(Affine(n) if affine else GeneralLinear(n))
-        if not 0 < width <= MAX_CHECKED_WIDTH:
-            raise SymmetryError(f"Expected a width above 0 and at most {MAX_CHECKED_WIDTH:g}; got {width}.")
+        if not isinstance(width, Real) or not 0 < width <= MAX_CHECKED_WIDTH:
+            raise SymmetryError(f"Expected a width, one number in (0, {MAX_CHECKED_WIDTH:g}]; got {width!r}.")
         self.matrices = nn.Parameter(_start(n, generators, affine, seed))
         self.random_start = not isinstance(generators, Generators)
         self.names = tuple(f"A{i + 1}" for i in range(len(self.matrices)))
@@ -103,14 +105,16 @@ class LieAugmenter(LearnedMeasure):
         """The five terms, not weighted, by name; ``draws`` fresh elements for each input.
 
         :param f: the network, from ``(B, *event)`` to ``(B, ...)``.
-        :param Tensor x: inputs ``(B, *event)``: vectors ``(B, n)``, point clouds ``(B, ..., n)`` or square images.
-        :param Tensor y: what is observed, ``(B, ...)``; integers are classes.
+        :param Tensor x: inputs ``(B, *event)``: vectors ``(B, n)``, point clouds ``(B, P, n)`` or square images.
+        :param Tensor y: what is observed, ``(B, ...)``; without ``loss``, integers ``(B,)`` are classes.
         :param loss: from outputs and observations to one number each, ``(B,)``; by default the cross-entropy of logits
             for integer ``y``, and the squared error, summed over its entries, for others.
         :param inputs: how one input moves; by default as the shape of ``x`` says, see :func:`inputs_of`.
         :param outputs: how one output moves; ``None`` for invariant ones.
-        :param float share: the part of the widths that is drawn from, to let them grow in training.
-        :raises DataError: for inputs and observations of different number, or inputs whose move is not clear.
+        :param float share: the part of the widths that is drawn from, in ``(0, 1]``, to let them grow in training.
+        :raises DataError: for what is no tensor, inputs and observations of different number, inputs whose move is not
+            clear, or a loss that is not one number for each datum.
+        :raises OptionError: for another share.
 
         >>> import torch, pyro_equivariance as pe
         >>> augmenter = pe.LieAugmenter(2, generators=pe.Generators.so(2))
@@ -119,9 +123,11 @@ class LieAugmenter(LearnedMeasure):
         >>> {name: round(term.item(), 4) for name, term in terms.items() if name != "augmentation"}
         {'task': 0.0, 'equivariance': 0.0, 'orthogonality': 0.0, 'sparsity': 2.0}
         """
-        if len(x) != len(y) or not len(x):
-            raise DataError(f"Expected one observation for each input, at least one; got {len(x)} and {len(y)}.")
-        symmetry = Symmetry(self, {}, inputs or inputs_of(self, x), outputs)
+        check_pair(x, y)
+        if not isinstance(share, Real) or not 0 < share <= 1:
+            raise OptionError(f"Expected share, the part of the widths, in (0, 1]; got {share!r}.")
+        draws = positive_int(draws, "draws")
+        symmetry = symmetry_of(self, x, inputs, outputs)
         g = box_sample(self.basis(), share * self.spread(), (draws, len(x)))
         moved = symmetry.act_inputs(g, x)
         both = f(torch.cat([moved.flatten(0, 1), x]))
@@ -129,8 +135,8 @@ class LieAugmenter(LearnedMeasure):
         goals = symmetry.act_outputs(g, y).flatten(0, 1)
         apart = at_moved - symmetry.act_outputs(g, upright)
         return {
-            "task": (loss or default_loss(y))(at_moved.flatten(0, 1), goals).mean(),
-            "equivariance": apart.square().flatten(2).sum(-1).mean(),
+            "task": each_loss(loss, at_moved.flatten(0, 1), goals).mean(),
+            "equivariance": apart.square().reshape(draws, len(x), -1).sum(-1).mean(),
             "augmentation": _likeness(x, moved).mean(),
             **self._of_basis(),
         }
@@ -161,7 +167,8 @@ class LieAugmenter(LearnedMeasure):
     ) -> Tensor:
         """``(1/K) Σ_k ρ_Y(g_k)⁻¹ f(ρ_X(g_k) x)``, fresh draws for each input: a smoothing, not a projection.
 
-        :param f: from ``(B, *event)`` to ``(B, ...)``; for a classifier its probabilities, not its logits.
+        :param f: from ``(B, *event)`` to ``(B, ...)``; for a classifier its probabilities, not its logits. It is called
+            in the mode it is in: ``f.eval()`` first, if it is a network with Dropout or BatchNorm.
         :param Tensor x: inputs ``(B, *event)``.
         :param int draws: ``K``.
         :returns: shape ``(B, ...)``.
@@ -172,7 +179,8 @@ class LieAugmenter(LearnedMeasure):
         ...     augmenter.average(lambda x: x.square().sum(1), torch.tensor([[3.0, 4.0]])).round()
         tensor([25.])
         """
-        symmetry = Symmetry(self, {}, inputs or inputs_of(self, x), outputs)
+        symmetry = symmetry_of(self, x, inputs, outputs)
+        draws = positive_int(draws, "draws")
         g = self.sample((draws, len(x)))
         values = f(symmetry.act_inputs(g, x).flatten(0, 1)).unflatten(0, (draws, len(x)))
         return (values if outputs is None else outputs.act(self.inverse(g), values)).mean(0)
@@ -183,17 +191,26 @@ class LieAugmenter(LearnedMeasure):
         return {"orthogonality": inner.triu(1).abs().sum(), "sparsity": basis.abs().sum()}
 
     def __str__(self) -> str:
-        """Each generator with its width, and its matrix below."""
-        names = [f"{name} ± {width:.4g}" for name, width in self.widths.items()]
-        return str(Generators(self.basis(), names, self.group.is_affine))
+        """Each generator with its width, and its matrix below, whatever a search has made of them."""
+        rows = zip(self.widths.items(), self.basis().detach(), strict=True)
+        return "\n".join(f"{name} ± {width:.4g}\n{_table(matrix)}" for (name, width), matrix in rows)
 
 
-def inputs_of(measure: LearnedMeasure, x: Tensor) -> Representation:
+def symmetry_of(
+    measure: LearnedMeasure, x: Tensor, inputs: Representation | None, outputs: Representation | None
+) -> Symmetry:
+    """How inputs ``x`` and outputs move; a given representation may be of another law on the measure's group."""
+    laws = [rep.group for rep in (inputs, outputs) if rep is not None]
+    law = next((law for law in laws if isinstance(law, Measure) and law.group == measure.group), measure)
+    return Symmetry(law, {}, inputs or inputs_of(law, x), outputs)
+
+
+def inputs_of(measure: Measure, x: Tensor) -> Representation:
     """How one input moves, read off the shape ``(B, *event)`` of a batch.
 
-    Points where the last axis has their dimension ``n``: vectors ``(n,)``, point clouds ``(..., n)`` whose points move
+    Points where the last axis has their dimension ``n``: vectors ``(n,)``, point clouds ``(P, n)`` whose points move
     together. In the plane square images ``(..., h, h)`` with ``h > 2`` by their sampling grid, bilinear. ``inputs=``
-    says everything else.
+    says everything else, such as points on more axes, which could be images with their channels last.
 
     :raises DataError: for another shape.
 
@@ -202,14 +219,16 @@ def inputs_of(measure: LearnedMeasure, x: Tensor) -> Representation:
     >>> inputs_of(pe.LieAugmenter(3), torch.zeros(7, 5, 3)).event_shape
     torch.Size([5, 3])
     """
+    if not isinstance(x, Tensor):
+        raise DataError(f"Expected inputs as a tensor; got {type(x).__name__}.")
     n, event = measure.group.n, x.shape[1:]
-    if len(event) and event[-1] == n:
+    if 1 <= len(event) <= 2 and event[-1] == n:
         points = vector(measure)
         return points if len(event) == 1 else trivial(measure, event[:-1]) * points
-    if n == 2 and len(event) >= 2 and event[-1] == event[-2]:
+    if n == 2 and len(event) >= 2 and event[-1] == event[-2] > 2:
         return image(measure, event, interpolation="bilinear")
     raise DataError(
-        f"Expected points (B, ..., {n}){' or square images (B, ..., h, h)' if n == 2 else ''} for {measure!r}; got "
+        f"Expected points (B, {n}) or (B, P, {n}){', or square images (B, ..., h, h)' * (n == 2)} for {measure!r}; got "
         f"shape {tuple(x.shape)}. Say how they move: inputs=."
     )
 
@@ -219,13 +238,47 @@ def default_loss(y: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return _squared_error if y.is_floating_point() else _cross_entropy
 
 
+def each_loss(loss: Callable[[Tensor, Tensor], Tensor] | None, outputs: Tensor, y: Tensor) -> Tensor:
+    """The loss of each datum, ``(B,)``, the default one where ``loss`` is ``None``.
+
+    :raises DataError: for another shape.
+    """
+    values = (loss or default_loss(y))(outputs, y)
+    if values.shape != (len(y),):
+        raise DataError(
+            f"Expected a loss that gives one number for each datum, shape {(len(y),)}; got {tuple(values.shape)}. Use "
+            f'reduction="none", and sum over what is left of the other axes.'
+        )
+    return values
+
+
+def check_pair(x: Tensor, y: Tensor) -> None:
+    """Whether they are inputs and observations, as many, at least one.
+
+    :raises DataError: if not.
+    """
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise DataError(f"Expected inputs and observations as tensors; got {type(x).__name__} and {type(y).__name__}.")
+    if not x.ndim or not y.ndim or len(x) != len(y) or not len(x):
+        raise DataError(
+            f"Expected one observation for each input, at least one; got shapes {tuple(x.shape)} and {tuple(y.shape)}."
+        )
+
+
 def _squared_error(outputs: Tensor, y: Tensor) -> Tensor:
     if outputs.shape != y.shape:
         raise DataError(f"Expected outputs of the shape of y, {tuple(y.shape)}; got {tuple(outputs.shape)}.")
-    return (outputs - y).square().flatten(1).sum(1) if y.ndim > 1 else (outputs - y).square()
+    return (outputs - y).square().reshape(len(y), -1).sum(1)
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    if y.dtype == torch.bool or logits.ndim != 2 or y.ndim != 1:
+        raise DataError(
+            f"Expected integer classes (B,) and logits (B, classes); got {y.dtype} {tuple(y.shape)} and logits "
+            f"{tuple(logits.shape)}. Convert y, by y.long() or y.float(), or give a loss= of your own."
+        )
+    if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+        raise DataError(f"Expected classes from 0 to {logits.shape[1] - 1}; got {int(y.min())} to {int(y.max())}.")
     return nn.functional.cross_entropy(logits, y, reduction="none")
 
 
@@ -241,7 +294,13 @@ def _start(n: int, generators: int | Generators, affine: bool, seed: int) -> Ten
     if isinstance(generators, Generators):
         if generators.n != n:
             raise SymmetryError(f"Expected generators that move points of R^{n}; got {generators!r}.")
-        return generators.normalised().basis[:, :n].to(torch.get_default_dtype())
+        given = generators.homogeneous() if affine else generators
+        return given.normalised().basis[:, :n].to(torch.get_default_dtype())
+    if not isinstance(generators, Real):
+        raise SymmetryError(
+            f"Expected the number of generators, or pe.Generators; got {type(generators).__name__}. Use "
+            f"pe.Generators(matrices)."
+        )
     count, entries = positive_int(generators, "the number of generators"), n * (n + affine)
     if count > entries:
         raise SymmetryError(f"Expected at most {entries} generators, the entries of a matrix; got {count}.")
@@ -249,8 +308,10 @@ def _start(n: int, generators: int | Generators, affine: bool, seed: int) -> Ten
 
 
 def _checked_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
+    if not isinstance(weights, Mapping | None):
+        raise OptionError(f"Expected weights as a dict; got {type(weights).__name__}.")
     given = dict(weights or {})
     for name, weight in given.items():
-        if name not in TERMS or not 0 <= weight < math.inf:
-            raise OptionError(f"Expected weights, not negative, of {', '.join(TERMS)}; got {name!r}: {weight}.")
+        if name not in TERMS or not isinstance(weight, Real) or not 0 <= weight < math.inf:
+            raise OptionError(f"Expected weights, not negative, of {', '.join(TERMS)}; got {name!r}: {weight!r}.")
     return WEIGHTS | given
