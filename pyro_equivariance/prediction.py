@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import torch
 from pyro import poutine
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from .errors import OptionError, SymmetryError, check_option
 from .handlers import ExpandedNetwork
+from .modes import mode
 from .symmetry import Symmetry
 
 RETURNS = ("mean", "output")
@@ -198,18 +198,9 @@ def log_predictive(model: Callable, guide: Callable, data: tuple[Tensor, ...], d
     return torch.stack(rows)
 
 
-@contextmanager
 def evaluating(model: Callable):
-    """The model's modules in evaluation mode, so that a Dropout does not act; their modes come back afterwards."""
-    network = inspect.unwrap(model)
-    training = [m for m in network.modules() if m.training] if isinstance(network, torch.nn.Module) else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    """A context with the model's modules in evaluation mode, so that a Dropout does not act."""
+    return mode(inspect.unwrap(model), training=False)
 
 
 def posterior_draws(guide: Callable, draws: int, *args):

@@ -13,7 +13,7 @@ ROOT = Path(pyro_equivariance.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 RANKS = {
-    "errors": 0,
+    "errors": 0, "modes": 0,
     "groups": 1, "generators": 1,
     "representations": 2, "measures": 2,
     "symmetry": 3, "families": 3,

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, OptionError, check_option
+from ..modes import mode
 from .base import DiscoveredGenerators, cut
 from .equations import coordinates_of, factor, solve, values_of, whitening
 
@@ -68,7 +68,7 @@ def discover_generators(
     [[[0.0, -1.0], [1.0, 0.0]]]
     """
     _check(x, outputs, tolerance)
-    with _evaluating(f):
+    with mode(f, training=False):
         return _discovered(f, x.detach(), outputs, affine, tolerance)
 
 
@@ -106,19 +106,6 @@ def _discovered(f, x: Tensor, outputs, affine: bool, tolerance: float) -> Discov
         withdrawn=shown if shown > dimension else 0,
         floor=floor,
     )
-
-
-@contextmanager
-def _evaluating(f):
-    """The modules of f in evaluation mode; their modes come back afterwards."""
-    training = [m for m in f.modules() if m.training] if isinstance(f, torch.nn.Module) else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _check(x, outputs, tolerance: float) -> None:

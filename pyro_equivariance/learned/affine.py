@@ -13,8 +13,7 @@ from ..groups import Affine
 from ..groups.base import positive_int
 from ..measures import LearnedMeasure
 from ..representations import Representation
-from ..symmetry import Symmetry
-from .lie import default_loss, inputs_of
+from .lie import default_loss, smoothed, symmetry_of
 
 UNITS = {
     "translate x": "half widths of the image",
@@ -160,8 +159,8 @@ class AffineAugmenter(LearnedMeasure):
             raise DataError(f"Expected one observation for each input, at least one; got {len(x)} and {len(y)}.")
         if not isinstance(bonus, Real) or not 0 <= bonus < math.inf:
             raise OptionError(f"Expected bonus to be a number, not negative; got {bonus!r}.")
-        g = self._draws(x, draws)
-        outputs = f(self._moved(x, inputs, g).flatten(0, 1))
+        g = self.sample((positive_int(draws, "draws"), len(x)))
+        outputs = f(symmetry_of(self, x, inputs, None).act_inputs(g, x).flatten(0, 1))
         repeated = y.expand(len(g), *y.shape).flatten(0, 1)
         return (loss or default_loss(y))(outputs, repeated).mean() - bonus * self.bonus()
 
@@ -187,17 +186,7 @@ class AffineAugmenter(LearnedMeasure):
         >>> turns.average(lambda x: x.square().sum(1), torch.tensor([[3.0, 4.0]])).round().tolist()
         [25.0]
         """
-        g = self._draws(x, draws)
-        values = f(self._moved(x, inputs, g).flatten(0, 1)).unflatten(0, g.shape[:2])
-        return (values if outputs is None else outputs.act(self.inverse(g), values)).mean(0)
-
-    def _draws(self, x: Tensor, draws: int) -> Tensor:
-        """An element for each copy of each input, ``(K, B, 3, 3)``."""
-        return self.sample((positive_int(draws, "draws"), len(x)))
-
-    def _moved(self, x: Tensor, inputs: Representation | None, g: Tensor) -> Tensor:
-        """The moved copies of the inputs, ``(K, B, *event)``."""
-        return Symmetry(self, {}, inputs or inputs_of(self, x)).act_inputs(g, x)
+        return smoothed(self, f, x, draws, inputs, outputs)
 
     def __str__(self) -> str:
         """The width of each generator, in its unit.

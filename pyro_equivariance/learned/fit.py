@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import DataError, OptionError
 from ..groups.base import positive_int
+from ..modes import mode
 from ..representations import Representation
 from .lie import TERMS, LieAugmenter, check_pair, each_loss
-from .verdict import Arm, Verdict, judge, mode, random_like
+from .verdict import Arm, Verdict, judge, random_like
 
 FIRST_SHARE, TRIAL_SHARE = 0.1, 0.5  # of the widths: when they begin to grow, and when starts are compared
 FALLING = 0.4  # the last part of the steps, over which the learning rates fall to 0

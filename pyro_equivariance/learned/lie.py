@@ -179,11 +179,7 @@ class LieAugmenter(LearnedMeasure):
         ...     augmenter.average(lambda x: x.square().sum(1), torch.tensor([[3.0, 4.0]])).round()
         tensor([25.])
         """
-        symmetry = symmetry_of(self, x, inputs, outputs)
-        draws = positive_int(draws, "draws")
-        g = self.sample((draws, len(x)))
-        values = f(symmetry.act_inputs(g, x).flatten(0, 1)).unflatten(0, (draws, len(x)))
-        return (values if outputs is None else outputs.act(self.inverse(g), values)).mean(0)
+        return smoothed(self, f, x, draws, inputs, outputs)
 
     def _of_basis(self) -> dict[str, Tensor]:
         basis = self.basis()
@@ -203,6 +199,21 @@ def symmetry_of(
     laws = [rep.group for rep in (inputs, outputs) if rep is not None]
     law = next((law for law in laws if isinstance(law, Measure) and law.group == measure.group), measure)
     return Symmetry(law, {}, inputs or inputs_of(law, x), outputs)
+
+
+def smoothed(
+    measure: LearnedMeasure,
+    f: Callable[[Tensor], Tensor],
+    x: Tensor,
+    draws: int,
+    inputs: Representation | None,
+    outputs: Representation | None,
+) -> Tensor:
+    """``(1/K) Σ_k ρ_Y(g_k)⁻¹ f(ρ_X(g_k) x)``, shape ``(B, ...)``, with fresh draws for each of the inputs."""
+    symmetry = symmetry_of(measure, x, inputs, outputs)
+    g = measure.sample((positive_int(draws, "draws"), len(x)))
+    values = f(symmetry.act_inputs(g, x).flatten(0, 1)).unflatten(0, g.shape[:2])
+    return (values if outputs is None else outputs.act(measure.inverse(g), values)).mean(0)
 
 
 def inputs_of(measure: Measure, x: Tensor) -> Representation:

@@ -2,14 +2,14 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..modes import mode
 from ..representations import Representation
 from .lie import LieAugmenter, check_pair, each_loss, symmetry_of
 
@@ -202,16 +202,3 @@ def averaged(
 
 def _values(network: nn.Module, classes: bool) -> Callable[[Tensor], Tensor]:
     return (lambda x: network(x).softmax(-1)) if classes else network
-
-
-@contextmanager
-def mode(network: nn.Module, training: bool) -> Iterator[None]:
-    """The network in training or evaluation mode, its modules afterwards in those they were in."""
-    before = [(m, m.training) for m in network.modules()] if isinstance(network, nn.Module) else []
-    try:
-        if before:
-            network.train(training)
-        yield
-    finally:
-        for module, was in before:
-            module.training = was
