@@ -13,7 +13,7 @@ from .guides import AutoExpandedNormal, AutoMeanFieldNormal
 from .guides.parameters import assign, core_normal, example_of, mean_field_parameters, value_of
 from .networks.bayesian import BayesianNetwork
 from .symmetrize import RULES, average_site, warn_if_wide
-from .symmetry import Symmetry
+from .symmetry import Symmetry, needed
 
 TIES = (None, "parameters", "samples")
 
@@ -42,6 +42,7 @@ def symmetrize_(guide, symmetry: Symmetry, rule: str = "geometric", optimizer=No
     True
     """
     check_option("rule", rule, RULES)
+    symmetry = needed(symmetry)
     sites = mean_field_parameters(guide, *args)
     averaged = {}
     with torch.no_grad():

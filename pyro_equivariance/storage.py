@@ -85,9 +85,9 @@ def save(path: str | os.PathLike, guide, args: tuple = ()) -> None:
 
     The file is written whole or not at all, and holds tensors, numbers and names only.
 
-    :param path: of the file.
     What a learned measure has learned is saved with a guide that was made on the model augmented by it.
 
+    :param path: of the file.
     :param guide: an initialised guide of this package, Pyro's ``AutoNormal``, ``AutoDiagonalNormal`` or
         ``AutoMultivariateNormal``, or a :class:`~pyro_equivariance.SymmetrizedGuide` of one.
     :param tuple args: the model's arguments, which :func:`load` needs to run it once; of data the first two rows do.

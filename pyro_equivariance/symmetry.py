@@ -76,7 +76,8 @@ class Symmetry:
         """
         if site not in self.sites:
             raise SymmetryError(
-                f"Expected a representation for site {site!r}; this symmetry has {', '.join(map(repr, self.sites))}. "
+                f"Expected a representation for site {site!r}; this symmetry has "
+                f"{', '.join(map(repr, self.sites)) or 'none'}. "
                 f"Add {site!r} to sites=, with pe.trivial(group, shape) if it does not move."
             )
         return self.sites[site]

@@ -469,6 +469,19 @@ class TestTraining:
         assert not verdict.holds
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("seed", range(3))
+    def test_translations_are_found(self, seed):
+        """What leaves the second coordinate alone: shifts, scalings and shears along the first."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(400, 2, generator=generator)
+        augmenter = pe.LieAugmenter(2, 3, affine=True, seed=seed)
+        torch.manual_seed(seed)
+        pe.learn_augmentation(network(hidden=64), augmenter, (x, (2 * x[:, 1:]).sin()), seed=seed)
+        known = torch.zeros(3, 3, 3)
+        known[torch.arange(3), 0, torch.arange(3)] = 1.0
+        assert augmenter.generators.angle(pe.Generators(known, affine=True)) < 5
+
+    @pytest.mark.slow
     def test_rotations_of_space_are_found_on_point_clouds(self):
         x = torch.randn(800, 2, 3)
         y = (x[:, 0] * x[:, 1]).sum(-1).tanh() + x[:, 0].norm(dim=1) - x[:, 1].norm(dim=1)

@@ -464,6 +464,7 @@ INVARIANT = {
     "tied guide": lambda s, m: pe.AutoSymmetricNormal(m, s),
     "handler": lambda s, m: pe.handlers.symmetrize(pe.AutoMeanFieldNormal(m), s),
     "antithetic": lambda s, m: pe.handlers.antithetic(pe.AutoMeanFieldNormal(m), s),
+    "one shot": lambda s, m: pe.symmetrize_(pe.AutoMeanFieldNormal(m), s),
     "lift": lambda s, m: pe.equivarify(nn.Linear(2, 1), s),
     "gradient": lambda s, m: pe.fit(m, pe.AutoMeanFieldNormal(m), torch.ones(2, 2), average_gradient=s),
     "certificate": lambda s, m: pe.certificate(pe.AutoMeanFieldNormal(m), s),

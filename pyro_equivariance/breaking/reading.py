@@ -86,7 +86,13 @@ def _natural(group, x: Tensor) -> Representation:
     if getattr(group, "element_dims", None) is None:
         raise SymmetryError(f"Expected a group, a representation, a symmetry, or a list of them; got {group!r}.")
     if x.ndim == 2:
-        return vector(group)
+        rep = vector(group)
+        if rep.event_shape != x.shape[1:]:
+            raise SymmetryError(
+                f"Expected vectors (N, {rep.event_shape[0]}), or images (N, C, H, W), for {group}; got "
+                f"{tuple(x.shape)}. Lay images out as such, or give a representation on {tuple(x.shape[1:])}."
+            )
+        return rep
     if x.ndim not in (3, 4):
         raise SymmetryError(
             f"Expected images (N, H, W) or (N, C, H, W), or vectors (N, n), for {group} to move by itself; got "

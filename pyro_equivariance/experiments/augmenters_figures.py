@@ -40,7 +40,7 @@ def augmenters(result: Mapping) -> Figure:
             _interval(verdicts, x, row)
     _finish(angles, tasks, "largest angle to the true span (degrees)", AIM)
     _finish(errors, tasks, "test error / without augmentation", 1.0)
-    _finish(verdicts, tasks, "held-out loss with, less without", 0.0)
+    _finish(verdicts, tasks, "held-out loss minus that without", 0.0)
     errors.set_yscale("log")
     ticks = (0.25, 0.5, 1, 2, 4, 8)
     errors.set_yticks(ticks, [f"{t:g}" for t in ticks])

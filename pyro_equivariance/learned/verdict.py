@@ -48,7 +48,8 @@ class Verdict:
 
     >>> print(Verdict(difference=-0.08, se=0.02, control=-0.3, control_se=0.04, deviation=0.01))
     helps: better than without, and than under random moves
-    held-out loss less without -0.08 (-0.12 to -0.04), less under random moves -0.3 (-0.38 to -0.22), deviation 0.01
+    held-out loss minus that without: -0.08 (-0.12 to -0.04)
+    minus that under random moves: -0.3 (-0.38 to -0.22); deviation 0.01
     """
 
     difference: float
@@ -89,8 +90,8 @@ class Verdict:
     def __str__(self) -> str:
         differences = _shown(self.difference, self.interval), _shown(self.control, self.control_interval)
         return (
-            f"{self.word}: {MEANINGS[self.word]}\nheld-out loss less without {differences[0]}, less under random moves "
-            f"{differences[1]}, deviation {self.deviation:.2g}"
+            f"{self.word}: {MEANINGS[self.word]}\nheld-out loss minus that without: {differences[0]}\n"
+            f"minus that under random moves: {differences[1]}; deviation {self.deviation:.2g}"
         )
 
 
