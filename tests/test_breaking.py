@@ -449,7 +449,7 @@ def test_whole_numbers_of_every_kind_are_taken(seed):
         ({"data": "digits"}, "got str"),
         ({"data": torch.full((50, 2), math.nan)}, "finite data"),
         ({"data": torch.rand(50, 2, 2, 2, 2)}, "Give a representation"),
-        ({"data": torch.rand(50, 3)}, "ends in the shape"),
+        ({"data": torch.rand(50, 3)}, r"vectors \(N, 2\), or images .* for CyclicGroup\(4\); got \(50, 3\)"),
         ({"labels": True}, "one for each of the 50 data; got NoneType"),
         ({"labels": torch.zeros(50)}, "True or False"),
         ({"folds": 1}, "at least 2"),
