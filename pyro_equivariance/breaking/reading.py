@@ -15,6 +15,7 @@ SMALLEST = 6  # pixels a side that leave some to compare, two from the frame
 
 
 def check_options(labels, classifier, folds, level, seed) -> None:
+    """Raise unless the options are of their kinds."""
     if not isinstance(labels, bool):
         raise OptionError(f"Expected labels to be True or False; got {type(labels).__name__}. Pass data=(x, labels).")
     made = isinstance(classifier, nn.Module) or (hasattr(classifier, "fit") and not isinstance(classifier, type))

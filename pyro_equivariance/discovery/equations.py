@@ -31,6 +31,10 @@ class Coordinates:
 
 
 def coordinates_of(x: Tensor, affine: bool) -> Coordinates:
+    """The coordinates in which the points of inputs ``(N, ..., n)`` have second moment 1.
+
+    :raises DataError: for points that are all equal, or all 0.
+    """
     points = _exact(x).flatten(0, -2)
     first = points[0]
     mean = first + (points - first).mean(0) if affine else torch.zeros_like(first)  # exact where all are equal

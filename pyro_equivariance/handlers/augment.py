@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -14,6 +13,7 @@ from ..errors import DataError, OptionError, SymmetryError, check_option
 from ..groups.base import positive_int
 from ..measures import LearnedMeasure, Measure
 from ..symmetry import Symmetry, needed
+from .base import add_log_density
 
 ORBITS = ("full", "random")
 CONVENTIONS = ("mean", "sum", "predictive")
@@ -80,10 +80,7 @@ class AugmentMessenger(Messenger):
         measure = self.symmetry.group
         if isinstance(measure, LearnedMeasure) and any(p.requires_grad for p in measure.parameters()):
             pyro.module(measure.param_name, measure)
-            density = measure.log_prior()
-            zero = torch.zeros_like(density)
-            fn = dist.Delta(zero, log_density=density)  # deterministic, so that no augmentation around it weighs it
-            pyro.sample(f"{measure.param_name}.log_prior", fn, obs=zero, infer={"_deterministic": True})
+            add_log_density(f"{measure.param_name}.log_prior", measure.log_prior())
 
     @property
     def _order(self) -> int:

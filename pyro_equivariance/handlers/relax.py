@@ -21,7 +21,7 @@ from ..errors import OptionError, SymmetryError, check_option
 from ..networks.bayesian import BayesianNetwork, NetworkModel, not_a_parameter
 from ..representations import trivial
 from ..symmetry import Symmetry
-from .base import BASE
+from .base import BASE, add_log_density
 from .expand import ExpansionReparam, expanded_symmetry, site_expansions, widen
 
 FREE = "_free"
@@ -203,15 +203,9 @@ class RelaxedNetwork(NetworkModel):
         return ExpansionReparam(self.expansions[name], prior)
 
     def _constrained(self) -> None:
-        """Adds ``−Σ λ (s − u)`` to the log joint density.
-
-        It is the density of a constant: no latent, so no KL weight scales it; marked as deterministic, so augmentation
-        does not; a point mass, so predictions leave it out.
-        """
+        """Adds ``−Σ λ (s − u)`` to the log joint density."""
         loss = sum(multiplier * (self.scale(layer) - slack) for layer, (multiplier, slack) in self.multipliers.items())
-        zero = torch.zeros_like(loss)
-        fn = dist.Delta(zero, log_density=-loss)
-        pyro.sample("constraint", fn, obs=zero, infer={"_deterministic": True})
+        add_log_density("constraint", -loss)
 
 
 def relax(model: BayesianNetwork, symmetry: Symmetry, start: float = 0.3) -> RelaxedNetwork:
