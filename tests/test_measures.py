@@ -582,6 +582,22 @@ class TestAugment:
         assert means[0] > means[1] > means[2] > full["predictive"] - SE * bounds[2].std() / 200**0.5
         assert abs(means[2] - full["predictive"]) < 0.1 * abs(means[0] - full["predictive"])
 
+    @pytest.mark.parametrize("size", [None, 60])
+    def test_draws_inside_and_outside_the_logarithm(self, size):
+        """Against the densities of the copies one by one, the mean over draws taken inside the logarithm or outside."""
+        (model, guide), law, (x, y) = self.fixed(size), tilts(1.0), self.data_
+        symmetry = pe.Symmetry(law, {}, inputs=pe.vector(law))
+        found = {how: self.losses(symmetry, guide, model, orbit=5, likelihood=how) for how in ("mean", "predictive")}
+        torch.manual_seed(0)  # as the losses were
+        moved = (law.sample((5, 6)) @ x[..., None])[..., 0]
+        means = (moved * torch.tensor([0.7, -1.2])).sum(-1, keepdim=True) + 0.3
+        each = dist.Normal(means, 1.0).log_prob(y)[..., 0]
+        expected = {"mean": each.mean(0), "predictive": each.logsumexp(0) - math.log(5)}
+        prior = Trace_ELBO().loss(model, guide, x, y) + (size or 6) / 6 * float(dist.Normal(
+            (x * torch.tensor([0.7, -1.2])).sum(-1, keepdim=True) + 0.3, 1.0).log_prob(y).sum())  # fmt: skip
+        for how, values in expected.items():
+            assert math.isclose(float(found[how]), prior - (size or 6) / 6 * float(values.sum()), rel_tol=1e-9)
+
     def test_a_list_is_a_full_orbit(self):
         (model, guide), law = self.fixed(), tilts(1.0)
         listed = pe.Symmetry(law, {}, inputs=pe.vector(law)).listed(3)
